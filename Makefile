@@ -1,0 +1,40 @@
+# The whole set-up, the main job and every check. `make train` and `make test` work on a bare
+# machine with Python 3.11, pip and make.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+OUT    ?= runs/arithmetic
+
+.PHONY: setup train test slow check format clean
+
+setup: $(VENV)/.ready
+
+# torch comes first and alone, so that the constrained build is the one everything else sees.
+$(VENV)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade -c constraints.txt pip
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	@touch $@
+
+train: setup
+	$(BIN)/rl4lm train --output_dir $(OUT) --overwrite_output_dir $(ARGS)
+
+test: setup
+	$(BIN)/python -m pytest -q $(ARGS)
+
+slow: setup
+	$(BIN)/python -m pytest -q -m slow $(ARGS)
+
+check: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: setup
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
