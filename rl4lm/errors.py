@@ -7,6 +7,9 @@ what to do. To add one: inherit the root and the builtin, and say in a line when
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class Rl4lmError(Exception):
     """The root of all errors of this package."""
@@ -20,12 +23,20 @@ class DataError(Rl4lmError, ValueError):
     """Prompts that cannot be read or used: missing file, empty set, absent column."""
 
 
+class MissingSplitError(DataError):
+    """A data set that has other splits than the one asked for."""
+
+
 class ModelError(Rl4lmError, ValueError):
     """A checkpoint that cannot be loaded, or that the generation loop cannot serve."""
 
 
-class RewardError(Rl4lmError, RuntimeError):
-    """A reward that does not resolve, raises, or returns something that is not a reward."""
+class RewardError(Rl4lmError, ValueError):
+    """A reward that does not resolve, or returns something that is not a reward."""
+
+
+class RewardFailedError(Rl4lmError, RuntimeError):
+    """A reward function that raised an exception of its own; the cause is chained."""
 
 
 class OutputError(Rl4lmError, OSError):
@@ -34,3 +45,9 @@ class OutputError(Rl4lmError, OSError):
 
 class TrainingError(Rl4lmError, RuntimeError):
     """Training cannot go on: a parameter without gradient, a gradient that is not finite."""
+
+
+def did_you_mean(name: str, candidates: Iterable[str]) -> str:
+    """Return "; did you mean X?" with the candidate nearest to a misspelt name, or ""."""
+    nearest = difflib.get_close_matches(name, list(candidates), n=1)
+    return f"; did you mean {nearest[0]}?" if nearest else ""

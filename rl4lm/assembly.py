@@ -1,0 +1,209 @@
+"""From a configuration, or from objects handed in, to the parts that a trainer needs.
+
+The order is from cheap to dear: options, output directory, rewards, data, tokenizer, lengths,
+weights, probe. What can be refused is refused before the weights are read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from rl4lm import loading
+from rl4lm.config import ReinforceConfig
+from rl4lm.data import PromptData, from_dataset, load_split
+from rl4lm.errors import DataError, MissingSplitError, ModelError
+from rl4lm.policy import Policy
+from rl4lm.probe import probe
+from rl4lm.sampling import EndRule
+from rl4lm.scoring import NamedReward, Reward, Scorer, check_columns, resolve_rewards
+from rl4lm.text import TextCodec
+from rl4lm.world import World
+
+_ANSWER_COLUMN = "answer"  # what the accuracy function reads
+_ENCODED_AT_ONCE = 4096  # prompts
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is learned and how it is judged."""
+
+    train: PromptData
+    evaluation: PromptData
+    held_out: bool  # False where there is no test split and training prompts are evaluated
+    scorer: Scorer
+    accuracy: NamedReward | None
+
+
+def assemble_task(
+    config: ReinforceConfig,
+    reward_funcs: Sequence[str | Reward] | None,
+    train_dataset: Any,
+    eval_dataset: Any,
+) -> Task:
+    """Read data and rewards, and check that they fit together.
+
+    Raises:
+        DataError, RewardError, ConfigError: what is missing or does not fit.
+    """
+    rewards = resolve_rewards(reward_funcs or config.reward_funcs)
+    scorer = Scorer(rewards, config.weights_for(len(rewards)))
+    train, evaluation = _splits(config, train_dataset, eval_dataset)
+    check_columns(rewards, train.columns)
+    judged = evaluation or train
+    check_columns(rewards, judged.columns)
+    accuracy = None
+    if config.accuracy_func is not None and _ANSWER_COLUMN in judged.columns:
+        (accuracy,) = resolve_rewards([config.accuracy_func])
+    return Task(train, judged, evaluation is not None, scorer, accuracy)
+
+
+def _splits(
+    config: ReinforceConfig, train_dataset: Any, eval_dataset: Any
+) -> tuple[PromptData, PromptData | None]:
+    column = config.prompt_column
+    if train_dataset is not None:
+        held_out = None if eval_dataset is None else from_dataset(eval_dataset, column, "test")
+        return from_dataset(train_dataset, column, "train"), held_out
+    train = load_split(config.dataset_name, config.dataset_train_split, column)
+    if eval_dataset is not None:
+        return train, from_dataset(eval_dataset, column, "test")
+    if config.dataset_test_split is None:
+        return train, None
+    try:
+        return train, load_split(config.dataset_name, config.dataset_test_split, column)
+    except MissingSplitError:
+        return train, None
+
+
+def end_rule(config: ReinforceConfig, policy: Policy) -> EndRule:
+    """What ends a completion: the model's end tokens, and the stop strings of the options."""
+    stops: Sequence[str] = config.stop_strings
+    return EndRule(policy.end_token_ids, _stop_test(stops, policy) if stops else None)
+
+
+def _stop_test(stops: Sequence[str], policy: Policy) -> Callable[[list[int]], bool]:
+    def reaches_stop(ids: list[int]) -> bool:
+        (text,) = policy.codec.decode([ids])
+        return any(stop in text for stop in stops)
+
+    return reaches_stop
+
+
+def assemble_policy(
+    config: ReinforceConfig,
+    model: str | nn.Module | None,
+    tokenizer: Any,
+    peft_config: Any,
+    data: Sequence[PromptData],
+    world: World,
+) -> tuple[Policy, list[str]]:
+    """Read tokenizer and weights, put the adapter on, and probe the result.
+
+    Returns:
+        The policy, and lines about what the probe switched.
+
+    Raises:
+        ModelError, DataError, TrainingError: what cannot be loaded, served or trained.
+    """
+    codec, network = _network(config, model, tokenizer, data, world)
+    network = _adapted(config, network, peft_config)
+    policy = loading.make_policy(
+        network,
+        codec,
+        dtype=config.dtype,
+        stop_token_ids=config.stop_token_ids,
+        activation_checkpointing=config.activation_checkpointing,
+    )
+    world.broadcast([*network.parameters(), *network.buffers()])
+    return policy, probe(policy)
+
+
+def _network(
+    config: ReinforceConfig,
+    model: str | nn.Module | None,
+    tokenizer: Any,
+    data: Sequence[PromptData],
+    world: World,
+) -> tuple[TextCodec, nn.Module]:
+    """The text codec and the bare model, every prompt checked against its context in between."""
+    if isinstance(model, nn.Module):
+        if tokenizer is None:
+            raise ModelError(
+                "a model object comes without a tokenizer; hand it over as processing_class"
+            )
+        codec = TextCodec(tokenizer)
+        check_lengths(config, codec, loading.context_length(model.config), data)
+        return codec, model.to(world.device)
+    source = loading.open_model(
+        model or config.model_name_or_path, trust_remote_code=config.trust_remote_code
+    )
+    codec = TextCodec(tokenizer or source.tokenizer)
+    check_lengths(config, codec, source.context_length, data)
+    network = loading.load_model(
+        source,
+        dtype=config.dtype,
+        device=world.device,
+        attn_implementation=config.attn_implementation,
+    )
+    return codec, network
+
+
+def _adapted(config: ReinforceConfig, network: nn.Module, peft_config: Any) -> nn.Module:
+    """The network with the adapter that was asked for; one that it has already is kept."""
+    if hasattr(network, "peft_config"):
+        return network
+    if peft_config is not None:
+        return loading.add_adapter(network, peft_config, config.seed)
+    if not config.use_peft:
+        return network
+    return loading.add_lora(
+        network,
+        r=config.lora_r,
+        alpha=config.resolved_lora_alpha,
+        target_modules=config.resolved_lora_target_modules,
+        seed=config.seed,
+    )
+
+
+def check_lengths(
+    config: ReinforceConfig, codec: TextCodec, context: int | None, data: Sequence[PromptData]
+) -> None:
+    """Refuse prompts that are longer than asked for, or that leave no room for a completion.
+
+    Raises:
+        DataError: prompts over `max_prompt_length`, counted.
+        ModelError: the longest prompt and the completion do not fit the model's context.
+    """
+    for split in data:
+        lengths = _prompt_lengths(codec, split)
+        longest = max(range(len(lengths)), key=lengths.__getitem__)
+        limit = config.max_prompt_length
+        if limit is not None and lengths[longest] > limit:
+            over = sum(length > limit for length in lengths)
+            raise DataError(
+                f"{over} of the {len(lengths)} prompts of split {split.split!r} are longer than "
+                f"max_prompt_length={limit} tokens (the longest, row {longest}, has "
+                f"{lengths[longest]}); shorten or drop them, or raise the limit"
+            )
+        if context is not None and lengths[longest] + config.max_completion_length > context:
+            raise ModelError(
+                f"the model's context of {context} tokens is too short for the longest prompt of "
+                f"split {split.split!r} (row {longest}, {lengths[longest]} tokens) plus "
+                f"max_completion_length={config.max_completion_length}; lower the latter to at "
+                f"most {context - lengths[longest]}, or drop long prompts"
+                if lengths[longest] < context
+                else f"the longest prompt of split {split.split!r} (row {longest}) has "
+                f"{lengths[longest]} tokens, and the model's context {context}; drop it"
+            )
+
+
+def _prompt_lengths(codec: TextCodec, split: PromptData) -> list[int]:
+    lengths: list[int] = []
+    for start in range(0, len(split), _ENCODED_AT_ONCE):
+        examples = split.examples(range(start, min(start + _ENCODED_AT_ONCE, len(split))))
+        lengths += [len(ids) for ids in codec.encode([e.prompt for e in examples])]
+    return lengths

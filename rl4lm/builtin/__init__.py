@@ -1,0 +1,81 @@
+"""What ships with the package: names such as `builtin:tiny-arithmetic`, and what they stand for.
+
+Models are ordinary `save_pretrained` directories beside this file, each with a card (README.md)
+and, in `settings/`, the training settings that suit it; data sets are made by rule. To add a
+model: save it here, add its settings and a line to `BUILTIN_MODELS`. To add a data set: a function
+from a split to rows, and a line in `BUILTIN_DATASETS`. Imports neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rl4lm.builtin.arithmetic import arithmetic_rows
+from rl4lm.errors import ConfigError
+
+PREFIX = "builtin:"
+
+BUILTIN_MODELS: dict[str, str] = {"builtin:tiny-arithmetic": "tiny-arithmetic"}
+"""Name -> directory beside this file."""
+
+BUILTIN_DATASETS: dict[str, Callable[..., list[dict[str, Any]]]] = {
+    "builtin:arithmetic": arithmetic_rows
+}
+"""Name -> function from a split to its rows."""
+
+_HERE = Path(__file__).parent
+
+
+def is_builtin(name: str) -> bool:
+    """Whether a name asks for something that ships with the package."""
+    return name.startswith(PREFIX)
+
+
+def model_path(name: str) -> Path:
+    """The directory of a shipped checkpoint, for `from_pretrained`.
+
+    Raises:
+        ConfigError: for a name that no shipped model has; names the nearest one.
+    """
+    _check_known("model", name, BUILTIN_MODELS)
+    return _HERE / BUILTIN_MODELS[name]
+
+
+def model_settings(name: str) -> dict[str, Any]:
+    """The training settings that suit a shipped checkpoint, as flat configuration keys.
+
+    Raises:
+        ConfigError: for a name that no shipped model has; names the nearest one.
+    """
+    _check_known("model", name, BUILTIN_MODELS)
+    path = _HERE / "settings" / f"{BUILTIN_MODELS[name]}.yaml"
+    settings: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return settings
+
+
+def dataset_rows(name: str, split: str) -> list[dict[str, Any]]:
+    """All rows of a split of a data set made by rule: `prompt`, and columns for the rewards.
+
+    Raises:
+        ConfigError: for a name or a split that does not exist; names the nearest one.
+    """
+    _check_known("data set", name, BUILTIN_DATASETS)
+    _check_known("split", split, ("train", "test"))
+    return BUILTIN_DATASETS[name](split)
+
+
+def _check_known(what: str, name: str, known: Iterable[str]) -> None:
+    """Raise with the nearest known name where `name` is not one."""
+    names = list(known)
+    if name in names:
+        return
+    nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.0)
+    raise ConfigError(
+        f"there is no built-in {what} {name!r}; did you mean {nearest[0]!r}? "
+        f"There are: {', '.join(names)}"
+    )

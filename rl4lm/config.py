@@ -1,0 +1,426 @@
+"""Every option of training: name, type, default, limits and meaning, in one frozen dataclass.
+
+Names follow TRL where the meaning is TRL's. The same conversion serves YAML, the command line and
+Python: values arrive plain or as text, and whatever cannot be meant is a `ConfigError`. To add an
+option: a field below (help text: meaning, unit, off value; range and default are written by the
+machine), its conflicts with others in `_conflicts`, a test, and a line in the change log.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import types
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_origin
+
+from pydantic import ConfigDict, Field, NonNegativeInt, ValidationError, field_validator
+from pydantic.dataclasses import dataclass as pydantic_dataclass
+from pydantic_core import ErrorDetails
+
+from rl4lm.errors import ConfigError, did_you_mean
+
+ConfigClass = TypeVar("ConfigClass")
+
+_LIMITS = {"gt": "> {}", "ge": ">= {}", "lt": "< {}", "le": "<= {}", "min_length": "(at least {})"}
+_KINDS = {
+    int: ("a whole number", "whole numbers"),
+    float: ("a number", "numbers"),
+    str: ("non-empty text", "non-empty texts"),
+    bool: ("true or false", ""),
+}
+
+_NOT_YET = "it is not in this version"
+_TRUNCATION = (
+    "training differentiates exactly the distribution it samples from, and truncating or "
+    "re-weighting it would make the log-probability of another function; use it in `rl4lm sample`"
+)
+_DROPOUT = "dropout would make the sampled and the differentiated policy differ; it is always off"
+_BATCH = (
+    "a step is prompts_per_step x num_generations completions; memory is bounded by "
+    "max_tokens_per_micro_batch, which does not change the gradient"
+)
+_GRPO = (
+    "the loss here is the REINFORCE estimator itself: log-probabilities are summed over the "
+    "tokens, every completion counts once, and advantages are not rescaled; choose a `baseline`"
+)
+_DTYPE = "the precision is chosen by `dtype` (auto, float32, bfloat16, pure_bfloat16, float64)"
+
+# Well-known options that are not taken here -> the reason, in words that follow "because".
+NOT_OFFERED: Mapping[str, str] = {
+    **dict.fromkeys(("top_p", "top_k", "min_p", "repetition_penalty"), _TRUNCATION),
+    "generation_kwargs": _TRUNCATION,
+    **dict.fromkeys(("lora_dropout", "disable_dropout"), _DROPOUT),
+    **dict.fromkeys(("per_device_train_batch_size", "gradient_accumulation_steps"), _BATCH),
+    **dict.fromkeys(("per_device_eval_batch_size", "generation_batch_size", "batch_size"), _BATCH),
+    **dict.fromkeys(("scale_rewards", "loss_type", "mask_truncated_completions"), _GRPO),
+    **dict.fromkeys(("importance_sampling_level", "epsilon_high", "delta"), _GRPO),
+    **dict.fromkeys(("bf16", "fp16", "tf32", "torch_dtype"), _DTYPE),
+    **dict.fromkeys(("beta", "kl_in", "entropy_coef", "entropy_in"), _NOT_YET),
+    **dict.fromkeys(("gamma", "num_iterations", "epsilon", "ref_model"), _NOT_YET),
+    **dict.fromkeys(("reward_timeout_s", "on_reward_error"), _NOT_YET),
+    **dict.fromkeys(("report_to", "run_name", "push_to_hub", "hub_model_id"), _NOT_YET),
+    **dict.fromkeys(("save_steps", "save_strategy", "save_total_limit"), _NOT_YET),
+    "resume_from_checkpoint": _NOT_YET,
+    **dict.fromkeys(("load_in_4bit", "load_in_8bit", "use_vllm"), _NOT_YET),
+    "deepspeed": "its engine steps inside backward; launch with accelerate's replicated processes",
+    "fsdp": "every process holds the whole model; launch with accelerate's replicated processes",
+    "gradient_checkpointing": "it is called activation_checkpointing here",
+    "num_train_epochs": "the length of a run is max_steps; the data repeat in new orders",
+    "warmup_ratio": "the warm-up is counted in steps: warmup_steps",
+    "remove_unused_columns": "every column of the data but the prompt goes to the rewards",
+    "max_new_tokens": "it is called max_completion_length here",
+    "lr": "it is called learning_rate here",
+    "model": "it is called model_name_or_path here",
+    "dataset": "it is called dataset_name here",
+}
+
+
+def option(theme: str, default: Any, help: str, **limits: float) -> Any:
+    """Declare a field: its theme in `--help`, default, meaning, and limits (gt, ge, lt, le, …)."""
+    settings: dict[str, Any] = {"description": help, **limits}
+    settings["json_schema_extra"] = {"theme": theme, "limits": limits}
+    if isinstance(default, list):  # every instance has its own
+        return Field(default_factory=default.copy, **settings)
+    return Field(default=default, **settings)
+
+
+def unknown_option(shown: str, candidates: Iterable[str]) -> str:
+    """Say why an option is not taken: the reason where it is well known, else the nearest name.
+
+    Args:
+        shown: the option as the user wrote it, such as ``lr`` or ``--weight-decy``.
+        candidates: the options that would be taken there, written in the same way.
+    """
+    name = shown.lstrip("-").replace("-", "_")
+    if name in NOT_OFFERED:
+        return f"{shown} is not offered, because {NOT_OFFERED[name]}"
+    return f"unknown option {shown}{did_you_mean(shown, candidates)}"
+
+
+def _raises_config_error(cls: type[ConfigClass]) -> type[ConfigClass]:
+    """Make the constructor of a pydantic dataclass raise `ConfigError` in words of this project."""
+    validate = cls.__init__
+
+    @functools.wraps(validate)
+    def checked(self: Any, **values: Any) -> None:
+        try:
+            validate(self, **values)
+        except ValidationError as error:
+            lines = [_explain(problem) for problem in error.errors(include_url=False)]
+            raise ConfigError("\n".join(lines)) from None
+
+    cls.__init__ = checked  # type: ignore[method-assign]
+    return cls
+
+
+def _explain(problem: ErrorDetails) -> str:
+    """One line for one of pydantic's problems: the field, the value given and what is expected."""
+    if not problem["loc"]:
+        return str(problem["ctx"]["error"])  # raised by __post_init__, already in our words
+    name = str(problem["loc"][0])
+    if name not in OPTIONS:
+        return unknown_option(name, OPTIONS)
+    given, known = problem["input"], OPTIONS[name]
+    nearest = did_you_mean(given, known.choices) if isinstance(given, str) else ""
+    return f"{name}: {given!r} given, expected {known.expected}{nearest}"
+
+
+@_raises_config_error
+@pydantic_dataclass(
+    frozen=True,
+    kw_only=True,
+    config=ConfigDict(extra="forbid", allow_inf_nan=False, str_min_length=1),
+)
+class ReinforceConfig:
+    """All options of a run; every one has a default, and an instance has passed every check."""
+
+    model_name_or_path: str = option(
+        "model", "builtin:tiny-arithmetic", "checkpoint: builtin:NAME, a folder or a hub id"
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "pure_bfloat16", "float64"] = option(
+        "model",
+        "auto",
+        "precision of the computation; auto is float32 on a CPU and bfloat16 autocast on a GPU. "
+        "Trained parameters are float32 but for pure_bfloat16 and float64",
+    )
+    trust_remote_code: bool = option("model", False, "run model code that the checkpoint brings")
+    attn_implementation: str | None = option(
+        "model", None, "attention of transformers, such as sdpa or eager; none = its own choice"
+    )
+
+    use_peft: bool = option("adapters", False, "train LoRA adapters; false = all parameters")
+    lora_r: int = option("adapters", 16, "rank of the adapters", ge=1)
+    lora_alpha: float | None = option(
+        "adapters",
+        None,
+        "scale of the adapters, applied as lora_alpha / lora_r; none = 2 lora_r",
+        gt=0,
+    )
+    lora_target_modules: list[str] | None = option(
+        "adapters",
+        None,
+        "names of the layers to adapt; none = all linear layers but the head",
+        min_length=1,
+    )
+
+    dataset_name: str = option(
+        "data",
+        "builtin:arithmetic",
+        "builtin:NAME, a jsonl, json, csv or parquet file, or a hub id",
+    )
+    dataset_train_split: str = option("data", "train", "split to train on")
+    dataset_test_split: str | None = option(
+        "data", "test", "split to evaluate on; none = no held-out evaluation"
+    )
+    prompt_column: str = option("data", "prompt", "column with the prompt, as text or as messages")
+    max_prompt_length: int | None = option(
+        "data",
+        None,
+        "tokens; longer prompts are refused and counted, never cut; none = the model's context",
+        ge=1,
+    )
+
+    reward_funcs: list[str] = option(
+        "rewards",
+        ["rewards.arithmetic:exact_answer"],
+        "rewards, each package.module:function or path/to/file.py:function",
+        min_length=1,
+    )
+    reward_weights: list[float] | None = option(
+        "rewards", None, "one weight for each of reward_funcs; none = 1 each"
+    )
+    accuracy_func: str | None = option(
+        "rewards",
+        "rewards.arithmetic:exact_answer",
+        "scores the greedy answers of an evaluation, where the rows have a column `answer`; "
+        "none = off",
+    )
+
+    prompts_per_step: int = option("sampling", 8, "prompts in an optimizer step", ge=1)
+    num_generations: int = option("sampling", 8, "completions drawn for each prompt", ge=1)
+    max_completion_length: int = option(
+        "sampling", 256, "tokens after which a completion is cut off", ge=1
+    )
+    temperature: float = option(
+        "sampling", 1.0, "divides the logits, in sampling and in the gradient", gt=0
+    )
+    stop_strings: list[str] = option(
+        "sampling", [], "texts that end a completion; empty = only the end token"
+    )
+    stop_token_ids: list[NonNegativeInt] = option(
+        "sampling", [], "token ids that end a completion, besides the model's own"
+    )
+
+    baseline: Literal[
+        "auto", "none", "batch_mean", "batch_leave_one_out", "prompt_leave_one_out"
+    ] = option(
+        "estimator",
+        "auto",
+        "what is subtracted from a reward; auto is prompt_leave_one_out where num_generations > 1, "
+        "else batch_leave_one_out, and none where a step has one completion",
+    )
+
+    learning_rate: float = option("optimizer", 1e-5, "peak learning rate; 0 = weights stay", ge=0)
+    optim: Literal["adamw", "sgd"] = option("optimizer", "adamw", "the optimizer")
+    adam_beta1: float = option("optimizer", 0.9, "decay of AdamW's first moment", ge=0, lt=1)
+    adam_beta2: float = option("optimizer", 0.999, "decay of AdamW's second moment", ge=0, lt=1)
+    adam_epsilon: float = option("optimizer", 1e-8, "added to AdamW's denominator", gt=0)
+    weight_decay: float = option(
+        "optimizer", 0.0, "share of a weight taken off per unit of learning rate; 0 = off", ge=0
+    )
+    max_grad_norm: float = option(
+        "optimizer", 1.0, "the gradient is scaled down to this L2 norm; 0 = off", ge=0
+    )
+    lr_scheduler_type: Literal["constant", "constant_with_warmup", "linear", "cosine"] = option(
+        "optimizer", "constant", "course of the learning rate over max_steps"
+    )
+    warmup_steps: int = option(
+        "optimizer", 0, "steps over which the learning rate rises from 0; 0 = off", ge=0
+    )
+    max_steps: int = option("optimizer", 200, "optimizer steps of the run", ge=1)
+    max_time: float | None = option(
+        "optimizer",
+        None,
+        "seconds of training after which the step in hand is the last; none = no limit",
+        gt=0,
+    )
+    max_tokens_per_micro_batch: int = option(
+        "optimizer",
+        16384,
+        "padded tokens of a forward and backward pass: bounds memory, never changes the gradient",
+        ge=1,
+    )
+    activation_checkpointing: bool = option(
+        "optimizer", False, "recompute activations in the backward pass: less memory, more time"
+    )
+
+    output_dir: str | None = option(
+        "run", None, "folder of the run; none = nothing is written, which only Python allows"
+    )
+    overwrite_output_dir: bool = option("run", False, "replace a run that is already there")
+    seed: int = option("run", 0, "seed of everything that is drawn", ge=0, le=2**32 - 1)
+    torch_threads: int | None = option(
+        "run", None, "CPU threads of torch; none = torch's own choice", ge=1
+    )
+    eval_steps: int | None = option(
+        "run", None, "evaluate every so many steps too; none or 0 = only before and after", ge=0
+    )
+    eval_samples: int = option("run", 500, "held-out prompts of an evaluation; 0 = off", ge=0)
+    sample_table_steps: int = option(
+        "run", 50, "steps between tables of sample completions; 0 = never", ge=0
+    )
+    logging_steps: int = option("run", 10, "steps between lines where the log is a file", ge=1)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _read_plain(cls, value: Any, info: Any) -> Any:
+        """Prepare a value for pydantic's conversion; see `Option.read`."""
+        return OPTIONS[info.field_name].read(value)
+
+    def __post_init__(self) -> None:
+        """Refuse combinations that cannot be meant, all at once."""
+        conflicts = list(_conflicts(self))
+        if conflicts:
+            raise ConfigError("\n".join(conflicts))
+        # With reward_funcs left alone the functions may come from Python, in any number.
+        if self.reward_funcs != OPTIONS["reward_funcs"].default:
+            self.weights_for(len(self.reward_funcs))
+
+    @property
+    def completions_per_step(self) -> int:
+        """B, the completions of one optimizer step over all processes."""
+        return self.prompts_per_step * self.num_generations
+
+    @property
+    def resolved_baseline(self) -> str:
+        """The baseline with ``auto`` decided."""
+        if self.baseline != "auto":
+            return self.baseline
+        if self.num_generations > 1:
+            return "prompt_leave_one_out"
+        return "batch_leave_one_out" if self.completions_per_step > 1 else "none"
+
+    @property
+    def resolved_lora_alpha(self) -> float:
+        """The scale of the adapters with ``None`` decided."""
+        return 2.0 * self.lora_r if self.lora_alpha is None else self.lora_alpha
+
+    @property
+    def resolved_lora_target_modules(self) -> str | list[str]:
+        """What peft takes as ``target_modules``: names, or its word for all linear layers."""
+        if self.lora_target_modules in (None, ["all-linear"]):
+            return "all-linear"
+        return list(self.lora_target_modules or [])
+
+    def weights_for(self, count: int) -> list[float]:
+        """The weights of ``count`` rewards; `ConfigError` where there are more or fewer of them."""
+        if self.reward_weights is None:
+            return [1.0] * count
+        if len(self.reward_weights) != count:
+            raise ConfigError(
+                f"reward_weights has {len(self.reward_weights)} values for {count} rewards; "
+                "give one weight for each reward, in the order of reward_funcs"
+            )
+        return list(self.reward_weights)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values in the order of the fields, as config.yaml holds them."""
+        return dataclasses.asdict(self)
+
+
+def _conflicts(config: ReinforceConfig) -> Iterator[str]:
+    """Each combination of options that cannot be meant: what was given, expected, and to do."""
+    steps = f"prompts_per_step={config.prompts_per_step}, num_generations={config.num_generations}"
+    if config.baseline == "prompt_leave_one_out" and config.num_generations == 1:
+        yield (
+            "baseline=prompt_leave_one_out compares the completions of one prompt, but "
+            "num_generations=1; set num_generations to 2 or more, or baseline=batch_leave_one_out"
+        )
+    if config.baseline.startswith("batch_") and config.completions_per_step == 1:
+        yield (
+            f"baseline={config.baseline} needs 2 or more completions in a step, but {steps}; "
+            "raise one of them, or set baseline=none"
+        )
+    if config.warmup_steps and config.lr_scheduler_type == "constant":
+        yield (
+            f"warmup_steps={config.warmup_steps} has no effect with lr_scheduler_type=constant; "
+            "set lr_scheduler_type=constant_with_warmup, or warmup_steps=0"
+        )
+    if len(set(config.reward_funcs)) < len(config.reward_funcs):
+        yield (
+            f"reward_funcs names a reward twice: {' '.join(config.reward_funcs)}; name each once "
+            "and set its share by reward_weights"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """What is known of one field, for conversion, messages and help."""
+
+    name: str
+    help: str
+    theme: str
+    default: Any
+    kind: type  # int, float, str or bool; of the elements where `many`
+    choices: tuple[str, ...]  # the values of a Literal, else empty
+    many: bool  # a list
+    optional: bool  # None is a value
+    limits: Mapping[str, float]
+
+    @property
+    def expected(self) -> str:
+        """What may be given, in words: "a whole number >= 1, or none"."""
+        one, several = _KINDS[self.kind]
+        words = f"one of {', '.join(self.choices)}" if self.choices else one
+        if self.many:
+            words = f"a list of {several}"
+        bounds = " and ".join(_LIMITS[key].format(value) for key, value in self.limits.items())
+        return f"{words} {bounds}".rstrip() + (", or none" if self.optional else "")
+
+    def read(self, value: Any) -> Any:
+        """Turn what YAML and the command line can only write as text into what pydantic reads."""
+        if isinstance(value, os.PathLike):
+            value = os.fspath(value)
+        if self.many and isinstance(value, str | int | float):
+            value = [value]
+        values = value if self.many and isinstance(value, list | tuple) else [value]
+        if self.optional and [str(each).lower() for each in values] == ["none"]:
+            return None
+        if self.kind is not bool and any(isinstance(each, bool) for each in values):
+            raise ValueError("a flag is neither a number nor text")
+        return value
+
+
+def _describe(name: str, annotation: Any, info: Any) -> Option:
+    """Read the declaration of one field."""
+    members = [annotation]
+    if get_origin(annotation) in (Union, types.UnionType):
+        members = [each for each in get_args(annotation) if each is not type(None)]
+    kind, many = members[0], get_origin(members[0]) is list
+    if many:
+        kind = get_args(kind)[0]
+    limits = dict(info.json_schema_extra["limits"])
+    if get_origin(kind) is Annotated:  # limits of the elements of a list
+        kind, limit = get_args(kind)
+        limits |= dataclasses.asdict(limit)
+    choices = get_args(kind) if get_origin(kind) is Literal else ()
+    return Option(
+        name=name,
+        help=info.description,
+        theme=info.json_schema_extra["theme"],
+        default=info.get_default(call_default_factory=True),
+        kind=str if choices else kind,
+        choices=choices,
+        many=many,
+        optional=annotation is not members[0],
+        limits=limits,
+    )
+
+
+# Name -> description, in the order of the fields.
+OPTIONS: Mapping[str, Option] = {
+    name: _describe(name, info.annotation, info)
+    for name, info in cast(Any, ReinforceConfig).__pydantic_fields__.items()
+}

@@ -1,0 +1,172 @@
+"""What a person sees of a run: a progress bar, tables of completions, a line before and after.
+
+On a terminal the bar lives at the bottom and tables scroll above it. Where the output is a file,
+plain short lines come instead. Only the main process speaks.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+_TABLE_ROWS = 5
+
+
+class Screen:
+    """Shows a run to a person."""
+
+    def __init__(self, *, stderr: bool = False, logging_steps: int = 10) -> None:
+        """Set where to write.
+
+        Args:
+            stderr: write there, because the standard output carries JSON.
+            logging_steps: steps between two lines where the output is not a terminal.
+        """
+        self._console = Console(stderr=stderr, highlight=False, soft_wrap=True)
+        self._logging_steps = logging_steps
+        self._progress: Progress | None = None
+        self._task: Any = None
+        self._total = 0
+        self._first_step = 0
+        self._started = 0.0
+
+    def only_if(self, shown: bool) -> None:
+        """Fall silent unless this is the process that speaks."""
+        self._console.quiet = not shown
+
+    def note(self, text: str) -> None:
+        """A line of plain text."""
+        self._console.print(escape(text))
+
+    def warn(self, text: str) -> None:
+        """A line that should not be missed."""
+        self._console.print(f"[bold yellow]warning:[/] {escape(text)}")
+
+    def start(self, first_step: int, total: int) -> None:
+        """Begin to show steps."""
+        self._first_step, self._total, self._started = first_step, total, time.monotonic()
+        if self._console.is_terminal:
+            columns: list[ProgressColumn] = [
+                TextColumn("step {task.completed}/{task.total}"),
+                BarColumn(bar_width=None),
+                TextColumn("{task.fields[numbers]}"),
+                TimeRemainingColumn(compact=True),
+            ]
+            self._progress = Progress(*columns, console=self._console, expand=True)
+            self._task = self._progress.add_task("", completed=first_step, total=total, numbers="")
+            self._progress.start()
+
+    def step(self, step: int, metrics: Mapping[str, float | None]) -> None:
+        """Show the numbers of a finished step; `step` counts from 1."""
+        numbers = _numbers(metrics)
+        if self._progress is not None:
+            self._progress.update(self._task, completed=step, numbers=numbers)
+        elif step % self._logging_steps == 0 or step in (1, self._total):
+            elapsed = time.monotonic() - self._started
+            left = elapsed / (step - self._first_step) * (self._total - step)
+            self.note(f"step {step}/{self._total}  {numbers}  {_clock(left)} left")
+
+    def skipped(self, step: int, metrics: Mapping[str, float | None]) -> None:
+        """Say why a step changed nothing."""
+        why = (
+            f"its gradient is not finite (norm {metrics['grad_norm']})"
+            if metrics["effective_samples"]
+            else "all completions of every comparison earned the same reward"
+        )
+        self.warn(f"step {step} changed nothing: {why}")
+
+    def stop(self) -> None:
+        """Take the bar down; may be called more than once."""
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+    def completions(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """A small table of completions with their rewards."""
+        table = Table(
+            title=f"samples at step {step}", title_justify="left", box=None, padding=(0, 2)
+        )
+        for header, justify in (
+            ("prompt", "right"),
+            ("completion", "left"),
+            ("reward", "right"),
+            ("advantage", "right"),
+        ):
+            table.add_column(header, justify=justify, overflow="ellipsis", no_wrap=True)  # type: ignore[arg-type]
+        for row in rows[:_TABLE_ROWS]:
+            cut = " (cut off)" if row["truncated"] else ""
+            table.add_row(
+                _one_line(row["prompt"]),
+                _one_line(row["completion"]) + cut,
+                "none" if row["reward"] is None else f"{row['reward']:.2f}",
+                f"{row['advantage']:+.2f}",
+            )
+        self._console.print(table)
+
+    def evaluation(self, title: str, metrics: Mapping[str, float]) -> None:
+        """One line about an evaluation."""
+        self.note(f"{title}: {describe_evaluation(metrics)}")
+
+    def before_after(
+        self, before: Mapping[str, float], after: Mapping[str, float], footer: str
+    ) -> None:
+        """The result of a run: a row per metric that a person would ask for."""
+        if not before or not after:
+            self.note(footer)
+            return
+        table = Table(box=None, padding=(0, 2))
+        for header in ("", "before", "after"):
+            table.add_column(header, justify="left" if not header else "right")
+        for name in _headline(after):
+            table.add_row(name, _value(name, before.get(name)), _value(name, after[name]))
+        self._console.print()
+        self._console.print(table)
+        self.note(footer)
+
+
+def describe_evaluation(metrics: Mapping[str, float]) -> str:
+    """The numbers of an evaluation in a line."""
+    names = [n for n in _headline(metrics) if not n.startswith("accuracy/")]
+    parts = [f"{name} {_value(name, metrics[name])}" for name in names]
+    return f"{', '.join(parts)} ({metrics['samples']:.0f} prompts)"
+
+
+def _headline(metrics: Mapping[str, float]) -> list[str]:
+    names = [n for n in metrics if n == "accuracy" or n.startswith("accuracy/")]
+    return [*names, "reward", "ended", "mean_length"]
+
+
+def _value(name: str, value: float | None) -> str:
+    if value is None:
+        return "-"
+    if name == "ended" or name.split("/")[0] == "accuracy":
+        return f"{100 * value:.1f} %"
+    return f"{value:.3f}" if name == "reward" else f"{value:.1f}"
+
+
+def _numbers(metrics: Mapping[str, float | None]) -> str:
+    reward, speed = metrics["reward"], metrics["tokens_per_second"]
+    shown = "none" if reward is None else f"{reward:.3f}"
+    return f"reward {shown}  {speed or 0:,.0f} tok/s"
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def _one_line(text: Any, width: int = 60) -> str:
+    """Text on one line, its control characters visible, long ones shortened in the middle."""
+    shown = (
+        str(text).encode("unicode_escape").decode() if not str(text).isprintable() else str(text)
+    )
+    if len(shown) > width:
+        shown = f"{shown[: width // 2 - 1]}…{shown[-(width // 2) :]}"
+    return escape(shown)

@@ -1,0 +1,155 @@
+"""Prompts: from a data set's rows to `Example`s, in an endless order that anyone can recompute.
+
+The stream is a chain of permutations keyed by (seed, epoch): position k of the stream is a pure
+function of (seed, k), so a resumed run, or any number of processes, sees the same prompts. A step
+may straddle two epochs, and a data set smaller than a step is fine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rl4lm.builtin import dataset_rows
+from rl4lm.errors import DataError, MissingSplitError, did_you_mean
+from rl4lm.randomness import permutation
+from rl4lm.types import Example
+
+Row = Mapping[str, Any]
+
+_FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+
+
+@dataclass(frozen=True)
+class PromptData:
+    """The rows of one split, read as prompts and columns."""
+
+    rows: Sequence[Row]
+    prompt_column: str
+    split: str
+
+    def __post_init__(self) -> None:
+        """Check that there are rows, and that they have a prompt."""
+        if len(self.rows) == 0:
+            raise DataError(f"the split {self.split!r} has no rows; at least one prompt is needed")
+        if self.prompt_column not in self.rows[0]:
+            names = list(self.rows[0])
+            raise DataError(
+                f"the rows of split {self.split!r} have no column {self.prompt_column!r}"
+                f"{did_you_mean(self.prompt_column, names)}; they have: {', '.join(names)}. "
+                "Name the column that holds the prompts with --prompt_column"
+            )
+
+    def __len__(self) -> int:
+        """How many rows there are."""
+        return len(self.rows)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that go to the rewards: all but the prompt."""
+        return tuple(name for name in self.rows[0] if name != self.prompt_column)
+
+    def example(self, index: int) -> Example:
+        """Row `index` as an example.
+
+        Raises:
+            DataError: its prompt is neither text nor a list of chat messages.
+        """
+        row = self.rows[int(index)]
+        prompt = row.get(self.prompt_column)
+        messages = isinstance(prompt, list) and all(
+            isinstance(m, Mapping) and "role" in m and "content" in m for m in prompt
+        )
+        if not (isinstance(prompt, str) or (messages and prompt)):
+            raise DataError(
+                f"row {index} of split {self.split!r}: the prompt must be text or a list of "
+                f'{{"role", "content"}} messages, got {prompt!r:.100}'
+            )
+        columns = {name: row.get(name) for name in self.columns}
+        return Example(prompt_id=f"{self.split}-{index}", prompt=prompt, columns=columns)
+
+    def examples(self, indices: Iterable[int]) -> list[Example]:
+        """Several rows, in the order asked for."""
+        return [self.example(index) for index in indices]
+
+
+def stream_indices(size: int, seed: int, start: int, count: int) -> list[int]:
+    """Rows at positions ``start … start + count - 1`` of the endless stream over `size` rows."""
+    places = ((start + k) // size for k in range(count))
+    offsets = ((start + k) % size for k in range(count))
+    return [int(_order(seed, e, size)[o]) for e, o in zip(places, offsets, strict=True)]
+
+
+@lru_cache(maxsize=4)
+def _order(seed: int, epoch: int, size: int) -> NDArray[np.int64]:
+    return permutation(seed, epoch, size)
+
+
+def load_split(name: str, split: str, prompt_column: str) -> PromptData:
+    """Read one split of a data set.
+
+    Args:
+        name: ``builtin:arithmetic``; a file that ends in .jsonl, .json, .csv or .parquet (its
+            only split is ``train``); a directory of such files; or a hub id.
+        split: name of the split.
+        prompt_column: the column that holds the prompts.
+
+    Raises:
+        MissingSplitError: no such split.
+        DataError: nothing there, unreadable, no rows, or no such column.
+    """
+    if name.startswith("builtin:"):
+        rows: Sequence[Row] = dataset_rows(name, split)
+    else:
+        rows = _load_with_datasets(name, split)
+    return PromptData(rows, prompt_column, split)
+
+
+def _load_with_datasets(name: str, split: str) -> Sequence[Row]:
+    path = Path(name).expanduser()
+    file_format = _FORMATS.get(path.suffix.lower())
+    if file_format and not path.is_file():
+        raise DataError(f"there is no file {name!r} (looked in {Path.cwd()})")
+    if path.is_file() and file_format is None:
+        raise DataError(
+            f"{name!r} is a {path.suffix or 'nameless'} file; prompts are read from "
+            f"{', '.join(_FORMATS)}"
+        )
+    import datasets
+
+    datasets.disable_progress_bars()
+    try:
+        if file_format:
+            found = datasets.load_dataset(file_format, data_files={"train": str(path)})
+        else:
+            found = datasets.load_dataset(str(path) if path.is_dir() else name)
+    except Exception as error:
+        cause = error.__cause__ or error
+        reason = str(cause).strip().split("\n")[0] or type(cause).__name__
+        raise DataError(f"the data set {name!r} cannot be read: {reason[:300]}") from error
+    if split not in found:
+        raise MissingSplitError(
+            f"the data set {name!r} has no split {split!r}; it has: {', '.join(found)}"
+            f"{did_you_mean(split, list(found))}"
+        )
+    return found[split]
+
+
+def from_dataset(data: Any, prompt_column: str, split: str) -> PromptData:
+    """Rows handed in through the Python API: a `datasets.Dataset` or a sequence of mappings."""
+    if isinstance(data, Mapping):
+        raise DataError(
+            f"one split is expected, got a mapping with {', '.join(map(str, data))}; pass one of "
+            "them, such as data['train']"
+        )
+    if not hasattr(data, "__len__") or not hasattr(data, "__getitem__"):
+        raise DataError(
+            f"train_dataset must be a datasets.Dataset or a list of rows, got {type(data).__name__}"
+        )
+    return PromptData(data, prompt_column, split)

@@ -1,0 +1,95 @@
+"""Log-probabilities of tokens, and the head that computes them tile by tile.
+
+Pure functions of tensors; `head` is any callable from hidden states to logits. The logits of a
+whole batch never exist at once: a tile of rows is multiplied, normalised, read and dropped, and
+where gradients are wanted they are taken per tile as well.
+
+The distribution is ``π = softmax(logits / temperature)`` over the full vocabulary, everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+Head = Callable[[Tensor], Tensor]  # hidden [n, H] -> logits [n, V]
+
+# Elements of one tile of logits: 64 MiB in float32, which stays in reach of the caches' bandwidth.
+TILE_ELEMENTS = 2**24
+
+
+def log_softmax(logits: Tensor, temperature: float) -> Tensor:
+    """log softmax(logits / temperature) over the last dimension, in float32 or better.
+
+    bf16 keeps under three significant digits, too few to sum a vocabulary of probabilities.
+    """
+    exact = logits if logits.dtype == torch.float64 else logits.float()
+    return torch.log_softmax(exact / temperature, dim=-1)
+
+
+def token_logprobs(logits: Tensor, targets: Tensor, temperature: float) -> Tensor:
+    """log π(target) of each row: logits [n, V], targets int64 [n] -> [n]."""
+    if logits.shape[:-1] != targets.shape:
+        raise ValueError(
+            f"logits {tuple(logits.shape)} must have one row per target {tuple(targets.shape)}"
+        )
+    return log_softmax(logits, temperature).gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+
+
+@torch.no_grad()
+def tiled_logprobs(
+    hidden: Tensor, head: Head, targets: Tensor, temperature: float, vocabulary: int
+) -> Tensor:
+    """log π of the targets without gradient: hidden [n, H], targets [n] -> [n]."""
+    tiles = _tiles(len(targets), vocabulary)
+    pieces = [token_logprobs(head(hidden[t]), targets[t], temperature) for t in tiles]
+    return torch.cat(pieces) if pieces else hidden.new_zeros(0)
+
+
+def tiled_gradient(
+    hidden: Tensor,
+    head: Head,
+    targets: Tensor,
+    weights: Tensor,
+    temperature: float,
+    vocabulary: int,
+) -> tuple[Tensor, Tensor]:
+    """One pass of the head that gives the log-probs and the gradient of their weighted sum.
+
+    With ``S = Σ_k weights_k · log π(targets_k)``, ``∂S/∂(head parameters)`` is added to their
+    ``.grad`` and ``∂S/∂hidden`` is returned, so that the caller goes on through the backbone.
+
+    Args:
+        hidden: [n, H], hidden states from which the targets are predicted.
+        head: hidden states to logits; its parameters receive gradients in place.
+        targets: int64 [n], the tokens that followed.
+        weights: [n], ∂L/∂log π of each token.
+        temperature: of the distribution, > 0.
+        vocabulary: V, which sets the size of a tile.
+
+    Returns:
+        Log-probs [n], without gradient, and ∂S/∂hidden [n, H].
+    """
+    if not len(hidden) == len(targets) == len(weights):
+        raise ValueError(
+            f"hidden ({len(hidden)}), targets ({len(targets)}) and weights ({len(weights)}) "
+            "must have one row per predicted token"
+        )
+    logprobs = []
+    hidden_gradient = torch.zeros_like(hidden)
+    for tile in _tiles(len(targets), vocabulary):
+        leaf = hidden[tile].detach().requires_grad_()
+        with torch.enable_grad():
+            tile_logprobs = token_logprobs(head(leaf), targets[tile], temperature)
+            (tile_logprobs * weights[tile].to(tile_logprobs.dtype)).sum().backward()
+        assert leaf.grad is not None
+        hidden_gradient[tile] = leaf.grad
+        logprobs.append(tile_logprobs.detach())
+    return torch.cat(logprobs) if logprobs else weights.new_zeros(0), hidden_gradient
+
+
+def _tiles(rows: int, vocabulary: int) -> Iterator[slice]:
+    size = max(1, TILE_ELEMENTS // vocabulary)
+    return (slice(start, min(start + size, rows)) for start in range(0, rows, size))

@@ -1,0 +1,162 @@
+"""The numbers of a step: pure functions from what happened to what is logged.
+
+Names are TRL's where TRL has the number. None means that a number is not defined for this step.
+"""
+
+from __future__ import annotations
+
+import math
+import resource
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rl4lm.types import Example, Rollout, Scores
+
+
+class Stopwatch:
+    """Seconds spent in the parts of a step."""
+
+    def __init__(self) -> None:
+        """Start now."""
+        self._last = time.perf_counter()
+        self.seconds: dict[str, float] = {}
+
+    def lap(self, part: str) -> None:
+        """Book the time since the last lap under a name."""
+        now = time.perf_counter()
+        self.seconds[f"time/{part}_s"] = self.seconds.get(f"time/{part}_s", 0.0) + now - self._last
+        self._last = now
+
+
+def pack(rollout: Rollout, scores: Scores) -> Tensor:
+    """What the other processes need of a step here: float64 [P, G, 5 + K] for K rewards.
+
+    In the last dimension: reward, valid, length, ended, sum of log-probs, then each reward.
+    """
+    shape = scores.rewards.shape
+    columns = [
+        scores.rewards,
+        scores.valid,
+        rollout.lengths.reshape(shape),
+        rollout.ended.reshape(shape),
+        rollout.sampling_logprobs.sum(dim=1).reshape(shape),
+        *scores.parts.values(),
+    ]
+    return torch.stack([column.double() for column in columns], dim=-1)
+
+
+def rollout_metrics(packed: Tensor, names: Sequence[str]) -> dict[str, float | None]:
+    """Numbers about the completions of a step, from `pack` of all processes [P, G, 5 + K]."""
+    rewards, valid, lengths, ended, logprobs = packed[..., :5].unbind(dim=-1)
+    applies = valid.bool()
+    spread = torch.where(applies, rewards, math.nan)  # [P, G]
+    tokens = float(lengths.sum())
+    metrics: dict[str, float | None] = {
+        "reward": _mean(rewards[applies]),
+        "reward_std": _std(rewards[applies]),
+        "frac_reward_zero_std": float(_equal_rows(spread).double().mean()),
+        "rewards_not_applicable": float((~applies).sum()),
+        "completions/mean_length": float(lengths.mean()),
+        "completions/min_length": float(lengths.min()),
+        "completions/max_length": float(lengths.max()),
+        "completions/clipped_ratio": 1.0 - float(ended.mean()),
+        "entropy": -float(logprobs.sum()) / tokens,
+    }
+    for k, name in enumerate(names):
+        values = packed[..., 5 + k]
+        present = values[~values.isnan()]
+        metrics[f"rewards/{name}/mean"] = _mean(present)
+        metrics[f"rewards/{name}/std"] = _std(present)
+    return metrics
+
+
+def _mean(values: Tensor) -> float | None:
+    return float(values.mean()) if len(values) else None
+
+
+def _std(values: Tensor) -> float | None:
+    return float(values.std()) if len(values) > 1 else None
+
+
+def _equal_rows(rewards: Tensor) -> Tensor:
+    """bool [P], True where all rewards that apply are equal: rewards [P, G], nan where none."""
+    low = rewards.nan_to_num(nan=math.inf).amin(dim=1)
+    high = rewards.nan_to_num(nan=-math.inf).amax(dim=1)
+    return low >= high
+
+
+def sampler_gap(rollout: Rollout, logprobs: Tensor) -> tuple[float, float, float]:
+    """Sum, count and largest of |sampling log-prob - training log-prob| over the tokens met.
+
+    Args:
+        rollout: with the log-probs at sampling time.
+        logprobs: [B, T] of the training pass, nan on completions that were not run.
+    """
+    gaps = (rollout.sampling_logprobs - logprobs).abs()[rollout.completion_mask]
+    met = gaps[~gaps.isnan()]
+    if not len(met):
+        return 0.0, 0.0, 0.0
+    return float(met.sum()), float(len(met)), float(met.max())
+
+
+def gap_metrics(parts: Tensor) -> dict[str, float | None]:
+    """`sampler_gap` of all processes [W, 3] as metrics."""
+    total, count, largest = parts[:, 0].sum(), float(parts[:, 1].sum()), parts[:, 2].max()
+    if not count:
+        return {"sampler_gap_mean": None, "sampler_gap_max": None}
+    return {"sampler_gap_mean": float(total) / count, "sampler_gap_max": float(largest)}
+
+
+def completion_rows(
+    step: int,
+    examples: Sequence[Example],
+    rollout: Rollout,
+    texts: Sequence[str],
+    scores: Scores,
+    advantages: Tensor,
+) -> list[dict[str, Any]]:
+    """The completions of this process as plain rows for the log; advantages [B]."""
+    group = rollout.num_generations
+    prompt_ids, completion_ids = rollout.prompt_lists(), rollout.completion_lists()
+    rewards, valid = scores.rewards.flatten().tolist(), scores.valid.flatten().tolist()
+    parts = {name: values.flatten().tolist() for name, values in scores.parts.items()}
+    logprobs = rollout.sampling_logprobs.sum(dim=1).tolist()
+    ended, centred = rollout.ended.tolist(), advantages.tolist()
+    return [
+        {
+            "step": step,
+            "prompt_id": examples[i // group].prompt_id,
+            "sample": i % group,
+            "prompt": examples[i // group].prompt,
+            "completion": texts[i],
+            "prompt_ids": prompt_ids[i // group],
+            "completion_ids": completion_ids[i],
+            "reward": rewards[i] if valid[i] else None,
+            "rewards": {name: values[i] for name, values in parts.items()},
+            "advantage": centred[i],
+            "sampling_logprob": logprobs[i],
+            "truncated": not ended[i],
+            **_extras(scores.extra, i),
+        }
+        for i in range(len(texts))
+    ]
+
+
+def _extras(extra: Mapping[str, Sequence[Any]], row: int) -> dict[str, Any]:
+    """What rewards logged about a row, as text where JSON cannot say it."""
+    plain = (str, int, float, bool, type(None))
+    logged = {name: values[row] for name, values in extra.items() if row < len(values)}
+    return {n: v if isinstance(v, plain) else str(v) for n, v in logged.items()}
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """The most memory that this process has held: of the device, or of the machine on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes on macOS
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -1,0 +1,213 @@
+"""The command line and YAML: text in, one `ReinforceConfig` out, for every verb and recipe.
+
+argparse only splits the command line and prints the help; every value stays text, or what YAML
+made of it, until `ReinforceConfig` converts it. Precedence, from weak to strong: defaults, settings
+that the model brings, the caller's own settings, the YAML file, the command line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn, TypeAlias
+
+import yaml
+
+from rl4lm.config import OPTIONS, Option, ReinforceConfig, unknown_option
+from rl4lm.errors import ConfigError
+
+Settings: TypeAlias = Mapping[str, Any]
+
+_METAVARS = {int: "N", float: "X", str: "TEXT", bool: "true|false"}
+
+
+class OptionParser(argparse.ArgumentParser):
+    """argparse without abbreviations, names with `-` or `_` alike, and errors as `ConfigError`."""
+
+    def __init__(self, *, prog: str, description: str, usage: str | None = None) -> None:
+        """Make a parser without options; `add_config_arguments` adds those of training."""
+        layout = functools.partial(argparse.HelpFormatter, width=98, max_help_position=32)
+        super().__init__(
+            prog=prog,
+            description=description,
+            usage=usage or "%(prog)s [--config FILE] [--option value ...]",
+            allow_abbrev=False,
+            formatter_class=layout,
+        )
+        # argparse's own pattern takes -0.5 for a value, but -1e-5 for an option.
+        self._negative_number_matcher = re.compile(r"-(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$")
+
+    def parse_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> argparse.Namespace:
+        """Parse a command line; `ConfigError` for whatever is unknown, malformed or left over."""
+        tokens = sys.argv[1:] if args is None else args
+        found, rest = self.parse_known_args([_with_underscores(each) for each in tokens], namespace)
+        if rest:
+            raise ConfigError(self._refusal(rest))
+        return found
+
+    def error(self, message: str) -> NoReturn:
+        """Raise, where argparse prints and exits: the caller decides on the exit code."""
+        raise ConfigError(message.removeprefix("argument "))
+
+    def _refusal(self, rest: Sequence[str]) -> str:
+        """Say what is wrong with the first thing that no option takes."""
+        option = next((each.partition("=")[0] for each in rest if each.startswith("--")), None)
+        if option is None:
+            return f"unexpected argument {rest[0]!r}; options are written --name value"
+        if option[2:] in OPTIONS:
+            return f"{option} is an option of training; `{self.prog}` does not take it"
+        known = [each for each in self._option_string_actions if each.startswith("--")]
+        return unknown_option(option, known)
+
+
+def _with_underscores(token: str) -> str:
+    """Spell the name of an option, and only the name, with underscores."""
+    name, equals, value = token.partition("=")
+    if re.fullmatch(r"--\w[\w-]*", name):
+        name = "--" + name[2:].replace("-", "_")
+    return name + equals + value
+
+
+def add_config_arguments(
+    parser: argparse.ArgumentParser,
+    names: Iterable[str] | None = None,
+    base: Settings | None = None,
+) -> None:
+    """Add `--config` and options of `ReinforceConfig`, in a group for each theme.
+
+    Args:
+        parser: gains the options; what is not given leaves no trace in its namespace.
+        names: the fields that this verb takes, in any order; ``None`` stands for all of them.
+        base: settings that the help shows as defaults; see `config_from`.
+    """
+    wanted = set(OPTIONS if names is None else names)
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        default=argparse.SUPPRESS,
+        help="YAML file of `option: value` lines; the command line overrides it",
+    )
+    groups: dict[str, Any] = {}
+    for name in (each for each in OPTIONS if each in wanted):
+        theme = OPTIONS[name].theme
+        if theme not in groups:
+            groups[theme] = parser.add_argument_group(theme)
+        option = OPTIONS[name]
+        _add_argument(groups[theme], option, (base or {}).get(name, option.default))
+
+
+def _add_argument(group: Any, option: Option, default: Any) -> None:
+    """Add one option as text; conversion and checks come later, in one place."""
+    common: dict[str, Any] = {"dest": option.name, "default": argparse.SUPPRESS}
+    if option.kind is bool:
+        group.add_argument(
+            f"--no_{option.name}",
+            action="store_const",
+            const="false",
+            help=argparse.SUPPRESS,
+            **common,
+        )
+        common |= {"nargs": "?", "const": "true"}
+    elif option.many:
+        common |= {"nargs": "*", "action": "extend"}
+    common["metavar"] = "NAME" if option.choices else _METAVARS[option.kind]
+    group.add_argument(f"--{option.name}", help=_help(option, default), **common)
+
+
+def _help(option: Option, default: Any) -> str:
+    """Meaning, range and default of an option."""
+    if isinstance(default, list):
+        shown = " ".join(map(str, default)) or "empty"
+    else:
+        shown = "none" if default is None else str(default)
+        shown = shown.lower() if option.kind is bool else shown
+    return f"{option.help} [{option.expected}; default {shown}]".replace("%", "%%")
+
+
+def config_from(
+    namespace: argparse.Namespace,
+    *,
+    base: Settings | None = None,
+    base_for: Callable[[Settings], Settings] | None = None,
+) -> ReinforceConfig:
+    """Make the configuration from a parsed command line and the file that its `--config` names.
+
+    Args:
+        namespace: what a parser with `add_config_arguments` returned; its other entries are left
+            to the caller.
+        base: settings of the caller, a recipe for instance; the user's settings override them.
+        base_for: given the defaults overlaid with all that was given (values still unconverted),
+            returns settings that the chosen model brings; everything given overrides them.
+
+    Returns:
+        The checked configuration.
+
+    Raises:
+        ConfigError: a file that cannot be read, an unknown option, or a value or combination that
+            cannot be meant.
+    """
+    typed = vars(namespace)
+    filed = read_yaml(typed["config"]) if "config" in typed else {}
+    given = {**(base or {}), **filed, **{k: v for k, v in typed.items() if k in OPTIONS}}
+    defaults = {name: option.default for name, option in OPTIONS.items()}
+    brought = base_for({**defaults, **given}) if base_for else {}
+    config = ReinforceConfig(**{**brought, **given})
+    config.weights_for(len(config.reward_funcs))
+    return config
+
+
+def parse_options(
+    argv: Sequence[str],
+    *,
+    prog: str,
+    description: str,
+    base: Settings | None = None,
+    base_for: Callable[[Settings], Settings] | None = None,
+) -> ReinforceConfig:
+    """Read the command line of a verb or recipe that takes every option of training.
+
+    Args:
+        argv: the words after the program's name.
+        prog: the program's name in the help.
+        description: what the help says above the options.
+        base: see `config_from`.
+        base_for: see `config_from`.
+
+    Returns:
+        The checked configuration; ``--help`` prints the options and exits with 0 instead.
+
+    Raises:
+        ConfigError: see `config_from`.
+    """
+    parser = OptionParser(prog=prog, description=description)
+    add_config_arguments(parser, base=base)
+    return config_from(parser.parse_args(argv), base=base, base_for=base_for)
+
+
+def read_yaml(path: str) -> dict[str, Any]:
+    """Read a flat YAML file of options; `ConfigError` names the file and what is wrong with it."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        content = yaml.safe_load(text)
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or not a date
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"--config {path}: cannot be read: {reason}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--config {path}: not valid YAML: {error}") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict) or not isinstance(node, yaml.MappingNode):
+        raise ConfigError(f"--config {path}: expected lines of `option: value`, no other structure")
+    keys = [str(key.value) for key, _ in node.value]
+    problems = [unknown_option(key, OPTIONS) for key in keys if key not in OPTIONS]
+    problems += [f"{key} is given twice" for key in OPTIONS if keys.count(key) > 1]
+    if problems:
+        raise ConfigError("\n".join(f"--config {path}: {problem}" for problem in problems))
+    return content

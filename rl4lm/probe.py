@@ -1,0 +1,173 @@
+"""Checks on the model itself before the first step: a few short forward and backward passes.
+
+They run the very code that trains, on a handful of made-up tokens, and find what would otherwise
+show up as a slow, silent failure to learn: an architecture whose head does more than a matrix
+product, one whose attention cannot be padded or cached, an adapter that receives no gradient.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from rl4lm.errors import ModelError, TrainingError
+from rl4lm.loading import inference_mode_of
+from rl4lm.policy import Policy
+from rl4lm.randomness import Stream, uniforms
+from rl4lm.sampling import EndRule, generate, greedy
+from rl4lm.types import Rollout
+
+_PROMPT_LENGTHS = (2, 7)
+_COMPLETION_LENGTH = 5
+
+
+def probe(policy: Policy) -> list[str]:
+    """Check the policy; switch to the plain path where the fast one disagrees with the model.
+
+    Args:
+        policy: as it will train.
+
+    Returns:
+        Lines for the log: what was switched and why. Empty where all is as hoped.
+
+    Raises:
+        ModelError: left-padded, cached decoding disagrees with a plain forward pass.
+        TrainingError: a trainable parameter receives no gradient.
+    """
+    prompts = _made_up_prompts(policy)
+    with inference_mode_of(policy.module):
+        rollout = _decode(policy, prompts)
+    reference = _plain_logprobs(policy, rollout)
+    notes = _choose_path(policy, rollout, reference)
+    _check_decoding(policy, prompts, reference)
+    _check_gradients(policy, rollout)
+    return notes
+
+
+def _made_up_prompts(policy: Policy) -> list[list[int]]:
+    vocabulary = policy.module.vocabulary
+    count = len(_PROMPT_LENGTHS)
+    index = torch.arange(count).numpy().astype("uint64")
+    draws = uniforms(0, Stream.PROBE, 0, index, 0 * index, 0, max(_PROMPT_LENGTHS))
+    ids = (draws * vocabulary).astype("int64").tolist()
+    return [row[:length] for row, length in zip(ids, _PROMPT_LENGTHS, strict=True)]
+
+
+def _decode(policy: Policy, prompts: list[list[int]]) -> Rollout:
+    try:
+        return generate(
+            policy,
+            prompts,
+            greedy,
+            num_generations=1,
+            max_completion_length=_COMPLETION_LENGTH,
+            ends=EndRule(()),
+        )
+    except (AttributeError, TypeError, NotImplementedError, IndexError, RuntimeError) as error:
+        raise ModelError(
+            f"{_name(policy)} cannot be served by the generation loop, which needs a key-value "
+            f"cache of the usual kind: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _plain_logprobs(policy: Policy, rollout: Rollout) -> Tensor:
+    """log π [B, T] by the whole model on one unpadded sequence at a time."""
+    model, rows = policy.module.model, []
+    for prompt, completion in zip(rollout.prompt_lists(), rollout.completion_lists(), strict=True):
+        ids = torch.tensor([prompt + completion], device=policy.device)
+        with torch.no_grad(), policy.precision():
+            logits = model(input_ids=ids).logits[0, len(prompt) - 1 : -1]
+        targets = torch.tensor(completion, device=policy.device)[:, None]
+        wide = logits if logits.dtype == torch.float64 else logits.float()
+        rows.append(wide.log_softmax(-1).gather(-1, targets).squeeze(-1).cpu())
+    return torch.stack(rows)
+
+
+def _choose_path(policy: Policy, rollout: Rollout, reference: Tensor) -> list[str]:
+    gap = _gap(policy.completion_logprobs(rollout), reference)
+    if gap <= policy.tolerance and _head_gives_the_logits(policy, rollout.prompt_lists()[-1]):
+        return []
+    policy.module.separate_head = False
+    plain_gap = _gap(policy.completion_logprobs(rollout), reference)
+    if plain_gap > policy.tolerance:
+        raise ModelError(
+            f"{_name(policy)} gives other log-probabilities in a padded batch than alone "
+            f"(largest difference {plain_gap:.2g}); it cannot be trained here"
+        )
+    return [
+        f"{_name(policy)}: its logits are more than the head's output (log-probs differ by "
+        f"{gap:.2g}), so the whole model runs and the logits of full sequences are held in memory"
+    ]
+
+
+def _head_gives_the_logits(policy: Policy, prompt: list[int]) -> bool:
+    """Whether the head's output is the model's logits, bit for bit.
+
+    A soft cap or a scale after the head can be invisible while logits are small, and grow with
+    them; comparing values within a tolerance would miss it on a fresh model.
+    """
+    seen: list[Tensor] = []
+    head = policy.module.causal_lm.get_output_embeddings()
+    handle = head.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    try:
+        with torch.no_grad(), policy.precision():
+            logits = policy.module.model(input_ids=torch.tensor([prompt], device=policy.device))
+    finally:
+        handle.remove()
+    return len(seen) == 1 and torch.equal(seen[0].to(logits.logits.dtype), logits.logits)
+
+
+def _check_decoding(policy: Policy, prompts: list[list[int]], reference: Tensor) -> None:
+    """Compare the decoding of the path that was chosen, since the tokens may have changed too."""
+    with inference_mode_of(policy.module):
+        rollout = _decode(policy, prompts)
+    if policy.module.separate_head is False:
+        reference = _plain_logprobs(policy, rollout)
+    gap = _gap(rollout.sampling_logprobs, reference)
+    if not gap <= policy.tolerance:
+        raise ModelError(
+            f"{_name(policy)} cannot be served by the generation loop: with left-padded prompts "
+            f"and a cache its log-probabilities are off by {gap:.2g} from a plain forward pass "
+            "(state-space layers, bidirectional attention and models without position ids or an "
+            "attention mask do this)"
+        )
+
+
+def _gap(logprobs: Tensor, reference: Tensor) -> float:
+    return float((logprobs - reference).abs().max())
+
+
+def _check_gradients(policy: Policy, rollout: Rollout) -> None:
+    """One backward with all advantages 1: every trainable tensor must receive a gradient.
+
+    A's gradient is exactly 0 while B is (LoRA starts there), so only its presence is asked for;
+    every lora_B must be non-zero.
+    """
+    trainable = policy.trainable()
+    if not trainable:
+        raise TrainingError(
+            "no parameter is trainable; unfreeze the model, or ask for an adapter with --use_peft"
+        )
+    for parameter in trainable.values():
+        parameter.grad = None
+    weights = torch.ones_like(rollout.sampling_logprobs)
+    policy.accumulate_gradient(rollout, weights, temperature=1.0, max_tokens=10**9)
+    silent = [
+        name
+        for name, parameter in trainable.items()
+        if parameter.grad is None
+        or not parameter.grad.isfinite().all()
+        or ("lora_B" in name and not parameter.grad.any())
+    ]
+    for parameter in trainable.values():
+        parameter.grad = None
+    if silent:
+        shown = ", ".join(silent[:5]) + (f" and {len(silent) - 5} more" if len(silent) > 5 else "")
+        raise TrainingError(
+            f"{len(silent)} of {len(trainable)} trainable tensors receive no usable gradient: "
+            f"{shown}; freeze them (requires_grad_(False)) or mend the model"
+        )
+
+
+def _name(policy: Policy) -> str:
+    return type(policy.module.causal_lm).__name__

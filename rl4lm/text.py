@@ -1,0 +1,77 @@
+"""Between text and token ids: the tokenizer with the rules that training needs.
+
+Tokens in, tokens out: a completion's ids are never made from its text. Text is for rewards and for
+people.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rl4lm.errors import DataError
+from rl4lm.types import Message
+
+Prompt = str | Sequence[Message]
+
+
+class TextCodec:
+    """A `transformers` tokenizer, and how prompts are written with it."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        """Wrap a tokenizer."""
+        self.tokenizer = tokenizer
+
+    def encode(self, prompts: Sequence[Prompt]) -> list[list[int]]:
+        """Token ids of each prompt: text as it stands, chat messages through the chat template.
+
+        Raises:
+            DataError: a prompt without tokens, or messages for a tokenizer without a template.
+        """
+        chat = [not isinstance(prompt, str) for prompt in prompts]
+        texts = [p if isinstance(p, str) else self._render(p) for p in prompts]
+        plain = iter(self._plain_ids([t for t, c in zip(texts, chat, strict=True) if not c]))
+        # The template has written the special tokens already; a second BOS would be a new prompt.
+        rendered = iter(self._bare_ids([t for t, c in zip(texts, chat, strict=True) if c]))
+        ids = [next(rendered) if is_chat else next(plain) for is_chat in chat]
+        for prompt, row in zip(prompts, ids, strict=True):
+            if not row:
+                raise DataError(
+                    f"the prompt {prompt!r} has no tokens; a completion needs at least one token "
+                    "to follow: drop the row, or give the prompt a first token"
+                )
+        return ids
+
+    def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
+        """The text of each list of ids, special tokens left out."""
+        return self.tokenizer.batch_decode(
+            [list(row) for row in ids], skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+
+    def _bare_ids(self, texts: list[str]) -> list[list[int]]:
+        return self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+
+    def _plain_ids(self, texts: list[str]) -> list[list[int]]:
+        """Ids with the tokenizer's special tokens, but for an end token after the text.
+
+        Some tokenizers close every text with their end token; a prompt is not closed.
+        """
+        if not texts:
+            return []
+        bare = self._bare_ids(texts)
+        full = self.tokenizer(texts)["input_ids"]
+        end = self.tokenizer.eos_token_id
+        return [
+            row[:-1] if row and row[-1] == end and row[-1:] != plain[-1:] and plain else row
+            for row, plain in zip(full, bare, strict=True)
+        ]
+
+    def _render(self, messages: Sequence[Message]) -> str:
+        if getattr(self.tokenizer, "chat_template", None) is None:
+            raise DataError(
+                "the prompts are chat messages, but the tokenizer has no chat template; give "
+                "plain text prompts, or a model whose tokenizer has a template"
+            )
+        return self.tokenizer.apply_chat_template(
+            list(messages), tokenize=False, add_generation_prompt=True
+        )

@@ -1,0 +1,94 @@
+"""The processes of a run: who am I, and the few things that they tell one another.
+
+Built on accelerate for start-up, devices and collectives. The gradient is reduced here and
+nowhere else: every backward is local, then one explicit sum over the processes. The loss has been
+divided by the completions of the whole step already, so no world size appears in any formula, and
+processes may differ in micro-batches or have none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rl4lm.errors import ConfigError
+
+
+class World:
+    """This process among the processes of a run."""
+
+    def __init__(self) -> None:
+        """Join the processes that `accelerate launch` (or torchrun) started; alone otherwise."""
+        from accelerate import Accelerator
+
+        # Without CUDA the CPU is used: Apple's GPUs have no float64, which the estimator needs.
+        accelerator = Accelerator(cpu=not torch.cuda.is_available())
+        self.device: torch.device = accelerator.device
+        self.rank: int = accelerator.process_index
+        self.size: int = accelerator.num_processes
+        self._accelerator = accelerator
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files and screens."""
+        return self.rank == 0
+
+    def share(self, count: int, what: str) -> slice:
+        """This process's part of `count` things dealt evenly in order.
+
+        Raises:
+            ConfigError: the processes do not divide them.
+        """
+        if count % self.size:
+            below, above = count - count % self.size, count + self.size - count % self.size
+            choices = f"{below} or {above}" if below else str(above)
+            raise ConfigError(
+                f"{what}={count} cannot be dealt to {self.size} processes; "
+                f"make it a multiple of {self.size}, such as {choices}"
+            )
+        part = count // self.size
+        return slice(self.rank * part, (self.rank + 1) * part)
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        """Concatenate equal-shaped tensors of all processes along the first dimension."""
+        if self.size == 1:
+            return tensor
+        return self._accelerator.gather(tensor.to(self.device)).to(tensor.device)
+
+    def gather_lists(self, items: Sequence[Any]) -> list[Any]:
+        """Concatenate lists of plain values of all processes, in the order of the processes."""
+        if self.size == 1:
+            return list(items)
+        from accelerate.utils import gather_object
+
+        return list(gather_object(list(items)))
+
+    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Replace each gradient by its sum over the processes; afterwards all hold equal bits."""
+        if self.size == 1:
+            return
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        for dtype in dict.fromkeys(g.dtype for g in gradients):
+            same = [g for g in gradients if g.dtype == dtype]
+            flat = torch.cat([g.flatten() for g in same])
+            torch.distributed.all_reduce(flat)
+            for gradient, part in zip(same, flat.split([g.numel() for g in same]), strict=True):
+                gradient.copy_(part.view_as(gradient))
+
+    def broadcast(self, tensors: Iterable[Tensor]) -> None:
+        """Overwrite the tensors of every process with those of the main one."""
+        if self.size > 1:
+            for tensor in tensors:
+                torch.distributed.broadcast(tensor, src=0)
+
+    def wait(self) -> None:
+        """Return when every process has come here."""
+        self._accelerator.wait_for_everyone()
+
+    def close(self) -> None:
+        """Leave the process group, so that the launcher sees a clean end."""
+        if self.size > 1:
+            self._accelerator.end_training()

@@ -1,0 +1,275 @@
+"""What may be asked of a run, and how a request that cannot be meant is answered."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rl4lm.config import NOT_OFFERED, OPTIONS, ReinforceConfig
+from rl4lm.errors import ConfigError, Rl4lmError
+
+
+def refusal(**values):
+    """The message with which `ReinforceConfig` refuses these values."""
+    with pytest.raises(ConfigError) as caught:
+        ReinforceConfig(**values)
+    return str(caught.value)
+
+
+def test_every_option_has_a_default_and_the_defaults_pass_every_check():
+    config = ReinforceConfig()
+    assert config.model_name_or_path == "builtin:tiny-arithmetic"
+    assert config.dataset_name == "builtin:arithmetic"
+    assert config.learning_rate == 1e-5
+    assert list(config.to_dict()) == list(OPTIONS)
+
+
+def test_the_listed_defaults_are_those_of_a_fresh_instance():
+    assert {name: option.default for name, option in OPTIONS.items()} == ReinforceConfig().to_dict()
+
+
+def test_every_option_has_a_theme_and_a_meaning():
+    assert all(option.theme and option.help for option in OPTIONS.values())
+
+
+def test_every_option_that_may_be_off_says_what_off_means():
+    for option in OPTIONS.values():
+        if option.optional:
+            assert "none" in option.help, option.name
+
+
+def test_the_configuration_cannot_be_changed_afterwards():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        ReinforceConfig().seed = 1
+
+
+def test_two_configurations_do_not_share_a_list():
+    first, second = ReinforceConfig(), ReinforceConfig()
+    first.stop_strings.append("x")
+    assert second.stop_strings == []
+
+
+def test_a_configuration_survives_pickling_copying_and_replacement():
+    config = ReinforceConfig(seed=3, stop_strings=["\n"])
+    assert pickle.loads(pickle.dumps(config)) == config == copy.deepcopy(config)
+    assert dataclasses.replace(config, seed=4).seed == 4
+
+
+def test_to_dict_gives_back_the_same_configuration():
+    config = ReinforceConfig(lora_alpha=8, reward_weights=[2], stop_token_ids=[5])
+    assert ReinforceConfig(**config.to_dict()) == config
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("learning_rate", "3e-4", 3e-4),
+        ("max_steps", "512", 512),
+        ("max_steps", 512.0, 512),
+        ("temperature", 1, 1.0),
+        ("use_peft", "true", True),
+        ("use_peft", "False", False),
+        ("lora_alpha", "none", None),
+        ("dataset_test_split", "None", None),
+        ("accuracy_func", None, None),
+        ("stop_strings", "\n", ["\n"]),
+        ("stop_token_ids", 5, [5]),
+        ("stop_token_ids", ["5", 6], [5, 6]),
+        ("reward_weights", ("0.5",), [0.5]),
+        ("reward_weights", ["none"], None),
+        ("baseline", "none", "none"),
+        ("output_dir", Path("runs") / "a", str(Path("runs") / "a")),
+    ],
+)
+def test_text_becomes_the_value_that_it_means(name, text, value):
+    read = getattr(ReinforceConfig(**{name: text}), name)
+    assert read == value
+    assert type(read) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("learning_rate", "abc", "a number >= 0"),
+        ("learning_rate", -1, "a number >= 0"),
+        ("learning_rate", True, "a number >= 0"),
+        ("learning_rate", None, "a number >= 0"),
+        ("learning_rate", "nan", "a number >= 0"),
+        ("learning_rate", float("inf"), "a number >= 0"),
+        ("learning_rate", [1e-5], "a number >= 0"),
+        ("adam_beta1", 1, "a number >= 0 and < 1"),
+        ("temperature", 0, "a number > 0"),
+        ("max_steps", 1.5, "a whole number >= 1"),
+        ("max_steps", "1.5", "a whole number >= 1"),
+        ("max_steps", False, "a whole number >= 1"),
+        ("max_steps", 0, "a whole number >= 1"),
+        ("seed", -1, "a whole number >= 0"),
+        ("max_time", 0, "a number > 0, or none"),
+        ("lora_alpha", ["none"], "a number > 0, or none"),
+        ("use_peft", "maybe", "true or false"),
+        ("prompt_column", 5, "non-empty text"),
+        ("prompt_column", "", "non-empty text"),
+        ("baseline", None, "one of auto, none, batch_mean"),
+        ("stop_strings", [""], "a list of non-empty texts"),
+        ("stop_token_ids", [True], "a list of whole numbers >= 0"),
+        ("stop_token_ids", [-1], "a list of whole numbers >= 0"),
+        ("stop_token_ids", {"a": 1}, "a list of whole numbers >= 0"),
+        ("reward_funcs", [], "a list of non-empty texts (at least 1)"),
+        ("reward_weights", ["much"], "a list of numbers, or none"),
+    ],
+)
+def test_a_wrong_value_is_answered_with_name_value_and_expectation(name, value, expected):
+    message = refusal(**{name: value})
+    given = value[0] if isinstance(value, list) and value and OPTIONS[name].many else value
+    assert message.startswith(f"{name}: ")
+    assert repr(given) in message
+    assert f"expected {expected}" in message
+
+
+def test_a_misspelt_choice_is_answered_with_the_nearest_one():
+    assert refusal(optim="adam").endswith("did you mean adamw?")
+
+
+def test_all_wrong_values_are_named_at_once():
+    assert [line.split(":")[0] for line in refusal(seed=-1, max_steps=0).splitlines()] == [
+        "max_steps",
+        "seed",
+    ]
+
+
+def test_an_unknown_keyword_is_answered_with_the_nearest_name():
+    assert refusal(learning_rte=1) == "unknown option learning_rte; did you mean learning_rate?"
+
+
+def test_a_keyword_like_no_other_gets_no_suggestion():
+    assert refusal(zzzzzz=1) == "unknown option zzzzzz"
+
+
+def test_an_option_without_its_name_is_a_type_error():
+    with pytest.raises(TypeError):
+        ReinforceConfig("builtin:tiny-arithmetic")
+
+
+def test_the_error_is_caught_as_ours_and_as_a_value_error():
+    for kind in (Rl4lmError, ValueError):
+        with pytest.raises(kind):
+            ReinforceConfig(seed="abc")
+
+
+@pytest.mark.parametrize("name", NOT_OFFERED)
+def test_an_option_that_is_not_offered_is_answered_with_the_reason(name):
+    assert refusal(**{name: 1}) == f"{name} is not offered, because {NOT_OFFERED[name]}"
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("top_p", "rl4lm sample"),
+        ("lora_dropout", "sampled and the differentiated policy differ"),
+        ("gradient_accumulation_steps", "max_tokens_per_micro_batch"),
+        ("num_train_epochs", "max_steps"),
+        ("beta", "not in this version"),
+        ("gradient_checkpointing", "activation_checkpointing"),
+        ("bf16", "dtype"),
+    ],
+)
+def test_the_reason_names_what_to_do_instead(name, words):
+    assert words in refusal(**{name: 1})
+
+
+def test_no_option_is_both_taken_and_not_offered():
+    assert not set(NOT_OFFERED) & set(OPTIONS)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "generations", "baseline"),
+    [(8, 8, "prompt_leave_one_out"), (8, 1, "batch_leave_one_out"), (1, 1, "none")],
+)
+def test_the_automatic_baseline_follows_from_the_size_of_a_step(prompts, generations, baseline):
+    config = ReinforceConfig(prompts_per_step=prompts, num_generations=generations)
+    assert config.resolved_baseline == baseline
+    assert config.completions_per_step == prompts * generations
+
+
+def test_a_baseline_that_is_named_is_kept():
+    assert ReinforceConfig(baseline="batch_mean").resolved_baseline == "batch_mean"
+
+
+def test_leaving_one_out_of_a_prompt_needs_two_completions_of_it():
+    message = refusal(baseline="prompt_leave_one_out", num_generations=1)
+    assert "num_generations=1" in message
+    assert "baseline=batch_leave_one_out" in message
+
+
+@pytest.mark.parametrize("baseline", ["batch_mean", "batch_leave_one_out"])
+def test_a_baseline_over_the_batch_needs_two_completions(baseline):
+    assert baseline in refusal(baseline=baseline, prompts_per_step=1, num_generations=1)
+    ReinforceConfig(baseline=baseline, prompts_per_step=2, num_generations=1)
+
+
+def test_a_warm_up_that_the_schedule_ignores_is_refused():
+    assert "constant_with_warmup" in refusal(warmup_steps=5)
+    ReinforceConfig(warmup_steps=5, lr_scheduler_type="constant_with_warmup")
+
+
+def test_a_reward_named_twice_is_refused():
+    assert "twice" in refusal(reward_funcs=["a:f", "a:f"])
+
+
+def test_all_conflicts_are_named_at_once():
+    message = refusal(warmup_steps=5, baseline="prompt_leave_one_out", num_generations=1)
+    assert len(message.splitlines()) == 2
+
+
+def test_rewards_weigh_one_each_unless_weights_are_given():
+    assert ReinforceConfig().weights_for(3) == [1.0, 1.0, 1.0]
+    config = ReinforceConfig(reward_funcs=["a:f", "a:g"], reward_weights=[1, 0.5])
+    assert config.weights_for(2) == [1.0, 0.5]
+
+
+def test_weights_must_be_as_many_as_the_rewards_that_are_named():
+    assert "2 values for 1 rewards" in refusal(reward_funcs="a:f", reward_weights=[1, 2])
+
+
+def test_weights_for_functions_from_python_are_checked_when_their_number_is_known():
+    config = ReinforceConfig(reward_weights=[1, 2])
+    assert config.weights_for(2) == [1.0, 2.0]
+    with pytest.raises(ConfigError, match="2 values for 3 rewards"):
+        config.weights_for(3)
+
+
+def test_the_scale_of_the_adapters_is_twice_their_rank_unless_given():
+    assert ReinforceConfig(lora_r=4).resolved_lora_alpha == 8.0
+    assert ReinforceConfig(lora_r=4, lora_alpha=1).resolved_lora_alpha == 1.0
+
+
+@pytest.mark.parametrize(
+    ("given", "target"),
+    [(None, "all-linear"), ("all-linear", "all-linear"), (["q", "v"], ["q", "v"])],
+)
+def test_adapters_go_to_all_linear_layers_unless_layers_are_named(given, target):
+    assert ReinforceConfig(lora_target_modules=given).resolved_lora_target_modules == target
+
+
+def test_the_schedules_are_names_of_transformers():
+    trainer_utils = pytest.importorskip("transformers.trainer_utils")
+    known = {each.value for each in trainer_utils.SchedulerType}
+    assert set(OPTIONS["lr_scheduler_type"].choices) <= known
+
+
+def test_reading_a_configuration_loads_no_slow_library():
+    code = (
+        "import sys, rl4lm.config, rl4lm.options;"
+        "slow = {'torch', 'transformers', 'numpy', 'peft', 'datasets', 'accelerate'};"
+        "print(sorted(slow & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout.strip() == "[]"
