@@ -28,14 +28,21 @@ _ENCODED_AT_ONCE = 4096  # prompts
 
 
 @dataclass(frozen=True)
+class Judges:
+    """How completions are judged."""
+
+    scorer: Scorer
+    accuracy: NamedReward | None  # 1 for a right answer; None where the rows have no answers
+
+
+@dataclass(frozen=True)
 class Task:
     """What is learned and how it is judged."""
 
     train: PromptData
     evaluation: PromptData
     held_out: bool  # False where there is no test split and training prompts are evaluated
-    scorer: Scorer
-    accuracy: NamedReward | None
+    judges: Judges
 
 
 def assemble_task(
@@ -49,16 +56,30 @@ def assemble_task(
     Raises:
         DataError, RewardError, ConfigError: what is missing or does not fit.
     """
+    train, evaluation = _splits(config, train_dataset, eval_dataset)
+    judged = evaluation or train
+    judges = assemble_judges(config, reward_funcs, [train, judged])
+    return Task(train, judged, evaluation is not None, judges)
+
+
+def assemble_judges(
+    config: ReinforceConfig,
+    reward_funcs: Sequence[str | Reward] | None,
+    splits: Sequence[PromptData],
+) -> Judges:
+    """Find the rewards and check that the splits have their columns; the last split is judged.
+
+    Raises:
+        RewardError, ConfigError: a reward that does not resolve or does not fit.
+    """
     rewards = resolve_rewards(reward_funcs or config.reward_funcs)
     scorer = Scorer(rewards, config.weights_for(len(rewards)))
-    train, evaluation = _splits(config, train_dataset, eval_dataset)
-    check_columns(rewards, train.columns)
-    judged = evaluation or train
-    check_columns(rewards, judged.columns)
-    accuracy = None
-    if config.accuracy_func is not None and _ANSWER_COLUMN in judged.columns:
-        (accuracy,) = resolve_rewards([config.accuracy_func])
-    return Task(train, judged, evaluation is not None, scorer, accuracy)
+    for split in splits:
+        check_columns(rewards, split.columns)
+    if config.accuracy_func is None or _ANSWER_COLUMN not in splits[-1].columns:
+        return Judges(scorer, None)
+    (accuracy,) = resolve_rewards([config.accuracy_func])
+    return Judges(scorer, accuracy)
 
 
 def _splits(

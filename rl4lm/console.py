@@ -16,6 +16,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeR
 from rich.table import Table
 
 _TABLE_ROWS = 5
+_SCORE_ROWS = 20
 
 
 class Screen:
@@ -128,6 +129,45 @@ class Screen:
         self._console.print()
         self._console.print(table)
         self.note(footer)
+
+    def metrics(self, title: str, metrics: Mapping[str, float]) -> None:
+        """An evaluation as a table."""
+        table = Table(title=escape(title), title_justify="left", box=None, show_header=False)
+        for name in _headline(metrics):
+            table.add_row(name, _value(name, metrics[name]))
+        self._console.print(table)
+        self.note(f"  {metrics['samples']:.0f} prompts, greedy")
+
+    def samples(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Completions with their log-probability."""
+        table = Table(box=None, padding=(0, 2))
+        for header in ("prompt", "completion", "log π"):
+            table.add_column(header, justify="right" if header == "log π" else "left")
+        for row in rows:
+            cut = " (cut off)" if row["truncated"] else ""
+            text = _one_line(row["completion"], 200) + cut
+            table.add_row(_one_line(row["prompt"]), text, f"{row['logprob']:.2f}")
+        self._console.print(table)
+
+    def scores(
+        self, title: str, rows: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]
+    ) -> None:
+        """Scored rows and their summary."""
+        table = Table(box=None, padding=(0, 2))
+        for header in ("prompt", "completion", "reward", "detail"):
+            table.add_column(header, justify="right" if header == "reward" else "left")
+        for row in rows[:_SCORE_ROWS]:
+            reward = "none" if row["reward"] is None else f"{row['reward']:.3g}"
+            detail = "" if row["detail"] is None else _one_line(row["detail"])
+            completion = row["completion"]
+            table.add_row(_one_line(row["prompt"], 40), _one_line(completion), reward, detail)
+        self._console.print(table)
+        mean = "none" if summary["mean"] is None else f"{summary['mean']:.3f}"
+        more = f" (the first {_SCORE_ROWS} shown)" if len(rows) > _SCORE_ROWS else ""
+        self.note(
+            f"{title}: {summary['rows']} rows{more}, mean reward {mean}, "
+            f"{summary['none']} without a reward"
+        )
 
 
 def describe_evaluation(metrics: Mapping[str, float]) -> str:

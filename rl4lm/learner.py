@@ -78,7 +78,9 @@ class Learner:
         rollout = self._sample(examples, step)
         watch.lap("sample")
         texts = self._policy.codec.decode(rollout.completion_lists())
-        scores = self._task.scorer(examples, texts, rollout.completion_lists(), self.context())
+        scores = self._task.judges.scorer(
+            examples, texts, rollout.completion_lists(), self.context()
+        )
         watch.lap("score")
         packed = self._world.gather(pack(rollout, scores))  # [P, G, 5 + K] of the whole step
         advantages = self._advantages(packed)  # [P, G] of the whole step
@@ -99,7 +101,7 @@ class Learner:
         )
         metrics = {
             "step": step + 1,
-            **rollout_metrics(packed, self._task.scorer.names),
+            **rollout_metrics(packed, self._task.judges.scorer.names),
             "effective_samples": float(advantages.ne(0).sum()),
             **update,
             **gap_metrics(self._world.gather(gap)),

@@ -146,6 +146,31 @@ def greedy(logits: Tensor, rows: Tensor, token: int) -> tuple[Tensor, Tensor]:
     return tokens, log_softmax(logits, 1.0).gather(-1, tokens[:, None]).squeeze(-1)
 
 
+def keep_most_likely(top_k: int, top_p: float) -> Callable[[Tensor], Tensor]:
+    """A restriction for looking at samples: the top_k tokens, and of them the nucleus top_p.
+
+    Args:
+        top_k: how many tokens stay; 0 = all.
+        top_p: the most likely tokens that together hold this probability stay, the token that
+            crosses it included (Holtzman et al., 2020); 1 = all.
+
+    Returns:
+        Logits [b, V] -> logits [b, V] with -inf on what is left out.
+    """
+
+    def restrict(logits: Tensor) -> Tensor:
+        ordered, order = logits.float().sort(dim=-1, descending=True)
+        rank = torch.arange(logits.shape[-1], device=logits.device)
+        dropped = rank >= (top_k or logits.shape[-1])
+        before = ordered.softmax(dim=-1).cumsum(dim=-1) - ordered.softmax(dim=-1)
+        dropped = dropped | (before >= top_p)
+        return torch.empty_like(ordered).scatter(
+            -1, order, ordered.masked_fill(dropped, -torch.inf)
+        )
+
+    return restrict
+
+
 @torch.no_grad()
 def generate(
     policy: Decoder,

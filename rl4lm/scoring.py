@@ -145,8 +145,9 @@ def check_columns(rewards: Sequence[NamedReward], columns: Sequence[str]) -> Non
     """
     known = {*columns, *_ALWAYS, *_ON_REQUEST, *_PER_SAMPLE}
     for reward in rewards:
-        # Follows __wrapped__, so a per-sample reward shows the columns of the wrapped function.
-        for parameter in inspect.signature(reward.function).parameters.values():
+        # What a decorator such as `rewards.per_sample` wraps is what names the columns.
+        named = getattr(reward.function, "__wrapped__", reward.function)
+        for parameter in inspect.signature(named).parameters.values():
             required = parameter.default is inspect.Parameter.empty
             fixed = parameter.kind in (parameter.KEYWORD_ONLY, parameter.POSITIONAL_OR_KEYWORD)
             if required and fixed and parameter.name not in known:

@@ -140,8 +140,8 @@ class ReinforceTrainer:
         return evaluate(
             self.policy,
             self.task.evaluation,
-            self.task.scorer,
-            self.task.accuracy,
+            self.task.judges.scorer,
+            self.task.judges.accuracy,
             samples=self.config.eval_samples,
             max_completion_length=self.config.max_completion_length,
             ends=self._ends,

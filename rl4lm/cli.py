@@ -1,0 +1,101 @@
+"""The command line: find the verb, run it, and turn what goes wrong into words and an exit code.
+
+Exit codes: 0 done; 2 bad input or configuration; 1 a failure while running; 130 and 143 after
+Ctrl-C and SIGTERM. Nothing heavy is imported before a verb needs it, so that help and
+configuration errors answer at once.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from types import FrameType
+
+from rl4lm import commands
+from rl4lm.errors import (
+    ConfigError,
+    DataError,
+    ModelError,
+    OutputError,
+    RewardError,
+    Rl4lmError,
+    did_you_mean,
+)
+
+_BAD_INPUT = (ConfigError, DataError, ModelError, OutputError, RewardError)
+
+_VERBS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
+    "train": (commands.train, "fine-tune a model; with no model named, the built-in one"),
+    "eval": (commands.evaluate, "greedy accuracy and reward of a model on held-out prompts"),
+    "sample": (commands.sample, "look at completions of a model"),
+    "score": (commands.score, "run a reward over completions in a file"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line and return the exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_overview())  # noqa: T201
+        return 0
+    if words[0] == "--version":
+        print(f"rl4lm {version('rl4lm')}")  # noqa: T201
+        return 0
+    if words[0] not in _VERBS:
+        _say(f"there is no verb {words[0]!r}{did_you_mean(words[0], _VERBS)}\n{_overview()}")
+        return 2
+    return run(lambda: _VERBS[words[0]][0](words[1:]))
+
+
+def run(action: Callable[[], object]) -> int:
+    """Run an action as a program: errors of ours become one message and an exit code."""
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        action()
+    except _BAD_INPUT as error:
+        if _is_first_process():
+            _say(str(error))
+        return 2
+    except Rl4lmError as error:
+        _say(str(error))
+        if error.__cause__ is not None:
+            sys.excepthook(type(error.__cause__), error.__cause__, error.__cause__.__traceback__)
+        return 1
+    except KeyboardInterrupt:
+        _say("interrupted; the log so far is kept, weights of an unfinished run are not saved")
+        return 130
+    return 0
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    _say("terminated; the log so far is kept, weights of an unfinished run are not saved")
+    sys.exit(128 + number)
+
+
+def _is_first_process() -> bool:
+    """Whether to speak of an error that every process meets alike."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def _say(message: str) -> None:
+    rank = os.environ.get("RANK")
+    prefix = "rl4lm: " if rank is None else f"rl4lm (process {rank}): "
+    print(f"{prefix}error: {message}", file=sys.stderr)  # noqa: T201
+
+
+def _overview() -> str:
+    lines = [f"  {name:8}{meaning}" for name, (_, meaning) in _VERBS.items()]
+    return "\n".join(
+        [
+            "usage: rl4lm VERB [--option value ...]",
+            "",
+            "Fine-tune causal language models with REINFORCE on rule-based rewards.",
+            "",
+            *lines,
+            "",
+            "rl4lm VERB --help lists the options. Start with: rl4lm train --output_dir runs/first",
+        ]
+    )

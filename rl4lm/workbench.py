@@ -1,0 +1,115 @@
+"""Try a reward on rows of a file, without any model.
+
+A row is a JSON object with `prompt`, `completion` and whatever columns the reward reads; it comes
+back with `reward` and `detail` added and everything else as it was.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rl4lm.errors import DataError, OutputError
+from rl4lm.scoring import RewardContext, Scorer, check_columns, resolve_rewards
+from rl4lm.types import Example
+
+Row = Mapping[str, Any]
+
+_REQUIRED = ("prompt", "completion")
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Read a jsonl file of rows to score.
+
+    Raises:
+        DataError: no file, a line that is not a JSON object, a row without prompt or completion,
+            or no rows; names the line.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"--data {str(path)!r} cannot be read: {error}") from error
+    rows = list(_parse(path, text))
+    if not rows:
+        raise DataError(f"--data {str(path)!r} has no rows; write one JSON object per line")
+    return rows
+
+
+def _parse(path: Path, text: str) -> Iterator[Row]:
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise DataError(f"{path}, line {number}: not JSON: {error}") from error
+        missing = [n for n in _REQUIRED if not isinstance(row, dict) or row.get(n) is None]
+        if missing:
+            raise DataError(
+                f"{path}, line {number}: a row must be a JSON object with prompt and completion, "
+                f"and {' and '.join(missing)} is missing: {line[:100]}"
+            )
+        yield row
+
+
+def score_rows(rows: Sequence[Row], name: str) -> list[dict[str, Any]]:
+    """The rows with `reward` (a float, or None where it does not apply) and `detail` added.
+
+    Raises:
+        RewardError: the reward does not resolve, needs a column that no row has, or returns
+            something that is not a reward.
+        RewardFailedError: it raised.
+    """
+    columns = [n for n in dict.fromkeys(n for row in rows for n in row) if n not in _REQUIRED]
+    rewards = resolve_rewards([name])
+    check_columns(rewards, columns)
+    examples = [
+        Example(str(i), row["prompt"], {n: row.get(n) for n in columns})
+        for i, row in enumerate(rows, start=1)
+    ]
+    texts = [_text(row["completion"]) for row in rows]
+    scores = Scorer(rewards, [1.0])(examples, texts, [[] for _ in rows], RewardContext(0, 0, 0))
+    details = scores.extra.get("detail", [None] * len(rows))
+    values = zip(scores.rewards.flatten().tolist(), scores.valid.flatten().tolist(), strict=True)
+    return [
+        {**row, "reward": value if applies else None, "detail": detail}
+        for row, (value, applies), detail in zip(rows, values, details, strict=True)
+    ]
+
+
+def _text(completion: Any) -> str:
+    """A completion as text: itself, or the content of the last of its chat messages."""
+    return completion if isinstance(completion, str) else str(completion[-1]["content"])
+
+
+def summarize_scores(scored: Sequence[Row]) -> dict[str, Any]:
+    """Rows, how many the reward applied to, and mean, spread and range of those."""
+    values = [row["reward"] for row in scored if row["reward"] is not None]
+    return {
+        "rows": len(scored),
+        "scored": len(values),
+        "none": len(scored) - len(values),
+        "mean": statistics.fmean(values) if values else None,
+        "std": statistics.stdev(values) if len(values) > 1 else None,
+        "min": min(values, default=None),
+        "max": max(values, default=None),
+    }
+
+
+def write_rows(path: Path, rows: Sequence[Row]) -> None:
+    """Write rows as jsonl, whole or not at all.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            for row in rows:
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        temporary.replace(path)
+    except OSError as error:
+        raise OutputError(f"--out {str(path)!r} cannot be written: {error}") from error
