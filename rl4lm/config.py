@@ -10,93 +10,18 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import os
-import types
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_origin
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, TypeVar, cast
 
-from pydantic import ConfigDict, Field, NonNegativeInt, ValidationError, field_validator
+from pydantic import ConfigDict, NonNegativeInt, ValidationError, field_validator
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 from pydantic_core import ErrorDetails
 
 from rl4lm.errors import ConfigError, did_you_mean
+from rl4lm.refusals import unknown_option
+from rl4lm.schema import Option, describe, option
 
 ConfigClass = TypeVar("ConfigClass")
-
-_LIMITS = {"gt": "> {}", "ge": ">= {}", "lt": "< {}", "le": "<= {}", "min_length": "(at least {})"}
-_KINDS = {
-    int: ("a whole number", "whole numbers"),
-    float: ("a number", "numbers"),
-    str: ("non-empty text", "non-empty texts"),
-    bool: ("true or false", ""),
-}
-
-_NOT_YET = "it is not in this version"
-_TRUNCATION = (
-    "training differentiates exactly the distribution it samples from, and truncating or "
-    "re-weighting it would make the log-probability of another function; use it in `rl4lm sample`"
-)
-_DROPOUT = "dropout would make the sampled and the differentiated policy differ; it is always off"
-_BATCH = (
-    "a step is prompts_per_step x num_generations completions; memory is bounded by "
-    "max_tokens_per_micro_batch, which does not change the gradient"
-)
-_GRPO = (
-    "the loss here is the REINFORCE estimator itself: log-probabilities are summed over the "
-    "tokens, every completion counts once, and advantages are not rescaled; choose a `baseline`"
-)
-_DTYPE = "the precision is chosen by `dtype` (auto, float32, bfloat16, pure_bfloat16, float64)"
-
-# Well-known options that are not taken here -> the reason, in words that follow "because".
-NOT_OFFERED: Mapping[str, str] = {
-    **dict.fromkeys(("top_p", "top_k", "min_p", "repetition_penalty"), _TRUNCATION),
-    "generation_kwargs": _TRUNCATION,
-    **dict.fromkeys(("lora_dropout", "disable_dropout"), _DROPOUT),
-    **dict.fromkeys(("per_device_train_batch_size", "gradient_accumulation_steps"), _BATCH),
-    **dict.fromkeys(("per_device_eval_batch_size", "generation_batch_size", "batch_size"), _BATCH),
-    **dict.fromkeys(("scale_rewards", "loss_type", "mask_truncated_completions"), _GRPO),
-    **dict.fromkeys(("importance_sampling_level", "epsilon_high", "delta"), _GRPO),
-    **dict.fromkeys(("bf16", "fp16", "tf32", "torch_dtype"), _DTYPE),
-    **dict.fromkeys(("beta", "kl_in", "entropy_coef", "entropy_in"), _NOT_YET),
-    **dict.fromkeys(("gamma", "num_iterations", "epsilon", "ref_model"), _NOT_YET),
-    **dict.fromkeys(("reward_timeout_s", "on_reward_error"), _NOT_YET),
-    **dict.fromkeys(("report_to", "run_name", "push_to_hub", "hub_model_id"), _NOT_YET),
-    **dict.fromkeys(("save_steps", "save_strategy", "save_total_limit"), _NOT_YET),
-    "resume_from_checkpoint": _NOT_YET,
-    **dict.fromkeys(("load_in_4bit", "load_in_8bit", "use_vllm"), _NOT_YET),
-    "deepspeed": "its engine steps inside backward; launch with accelerate's replicated processes",
-    "fsdp": "every process holds the whole model; launch with accelerate's replicated processes",
-    "gradient_checkpointing": "it is called activation_checkpointing here",
-    "num_train_epochs": "the length of a run is max_steps; the data repeat in new orders",
-    "warmup_ratio": "the warm-up is counted in steps: warmup_steps",
-    "remove_unused_columns": "every column of the data but the prompt goes to the rewards",
-    "max_new_tokens": "it is called max_completion_length here",
-    "lr": "it is called learning_rate here",
-    "model": "it is called model_name_or_path here",
-    "dataset": "it is called dataset_name here",
-}
-
-
-def option(theme: str, default: Any, help: str, **limits: float) -> Any:
-    """Declare a field: its theme in `--help`, default, meaning, and limits (gt, ge, lt, le, …)."""
-    settings: dict[str, Any] = {"description": help, **limits}
-    settings["json_schema_extra"] = {"theme": theme, "limits": limits}
-    if isinstance(default, list):  # every instance has its own
-        return Field(default_factory=default.copy, **settings)
-    return Field(default=default, **settings)
-
-
-def unknown_option(shown: str, candidates: Iterable[str]) -> str:
-    """Say why an option is not taken: the reason where it is well known, else the nearest name.
-
-    Args:
-        shown: the option as the user wrote it, such as ``lr`` or ``--weight-decy``.
-        candidates: the options that would be taken there, written in the same way.
-    """
-    name = shown.lstrip("-").replace("-", "_")
-    if name in NOT_OFFERED:
-        return f"{shown} is not offered, because {NOT_OFFERED[name]}"
-    return f"unknown option {shown}{did_you_mean(shown, candidates)}"
 
 
 def _raises_config_error(cls: type[ConfigClass]) -> type[ConfigClass]:
@@ -355,72 +280,8 @@ def _conflicts(config: ReinforceConfig) -> Iterator[str]:
         )
 
 
-@dataclasses.dataclass(frozen=True)
-class Option:
-    """What is known of one field, for conversion, messages and help."""
-
-    name: str
-    help: str
-    theme: str
-    default: Any
-    kind: type  # int, float, str or bool; of the elements where `many`
-    choices: tuple[str, ...]  # the values of a Literal, else empty
-    many: bool  # a list
-    optional: bool  # None is a value
-    limits: Mapping[str, float]
-
-    @property
-    def expected(self) -> str:
-        """What may be given, in words: "a whole number >= 1, or none"."""
-        one, several = _KINDS[self.kind]
-        words = f"one of {', '.join(self.choices)}" if self.choices else one
-        if self.many:
-            words = f"a list of {several}"
-        bounds = " and ".join(_LIMITS[key].format(value) for key, value in self.limits.items())
-        return f"{words} {bounds}".rstrip() + (", or none" if self.optional else "")
-
-    def read(self, value: Any) -> Any:
-        """Turn what YAML and the command line can only write as text into what pydantic reads."""
-        if isinstance(value, os.PathLike):
-            value = os.fspath(value)
-        if self.many and isinstance(value, str | int | float):
-            value = [value]
-        values = value if self.many and isinstance(value, list | tuple) else [value]
-        if self.optional and [str(each).lower() for each in values] == ["none"]:
-            return None
-        if self.kind is not bool and any(isinstance(each, bool) for each in values):
-            raise ValueError("a flag is neither a number nor text")
-        return value
-
-
-def _describe(name: str, annotation: Any, info: Any) -> Option:
-    """Read the declaration of one field."""
-    members = [annotation]
-    if get_origin(annotation) in (Union, types.UnionType):
-        members = [each for each in get_args(annotation) if each is not type(None)]
-    kind, many = members[0], get_origin(members[0]) is list
-    if many:
-        kind = get_args(kind)[0]
-    limits = dict(info.json_schema_extra["limits"])
-    if get_origin(kind) is Annotated:  # limits of the elements of a list
-        kind, limit = get_args(kind)
-        limits |= dataclasses.asdict(limit)
-    choices = get_args(kind) if get_origin(kind) is Literal else ()
-    return Option(
-        name=name,
-        help=info.description,
-        theme=info.json_schema_extra["theme"],
-        default=info.get_default(call_default_factory=True),
-        kind=str if choices else kind,
-        choices=choices,
-        many=many,
-        optional=annotation is not members[0],
-        limits=limits,
-    )
-
-
 # Name -> description, in the order of the fields.
 OPTIONS: Mapping[str, Option] = {
-    name: _describe(name, info.annotation, info)
+    name: describe(name, info.annotation, info)
     for name, info in cast(Any, ReinforceConfig).__pydantic_fields__.items()
 }

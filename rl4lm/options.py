@@ -17,8 +17,10 @@ from typing import Any, NoReturn, TypeAlias
 
 import yaml
 
-from rl4lm.config import OPTIONS, Option, ReinforceConfig, unknown_option
+from rl4lm.config import OPTIONS, ReinforceConfig
 from rl4lm.errors import ConfigError
+from rl4lm.refusals import unknown_option
+from rl4lm.schema import Option
 
 Settings: TypeAlias = Mapping[str, Any]
 

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from rl4lm.config import NOT_OFFERED, OPTIONS, ReinforceConfig
+from rl4lm.config import OPTIONS, ReinforceConfig
 from rl4lm.errors import ConfigError, Rl4lmError
+from rl4lm.refusals import NOT_OFFERED
 
 
 def refusal(**values):

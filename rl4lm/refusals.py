@@ -1,0 +1,69 @@
+"""Well-known options that this project does not take, each with its reason.
+
+People come with the options of other toolkits in their fingers. To be told why one is missing, and
+what to use, is worth more than "unknown option".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from rl4lm.errors import did_you_mean
+
+_NOT_YET = "it is not in this version"
+_TRUNCATION = (
+    "training differentiates exactly the distribution it samples from, and truncating or "
+    "re-weighting it would make the log-probability of another function; use it in `rl4lm sample`"
+)
+_DROPOUT = "dropout would make the sampled and the differentiated policy differ; it is always off"
+_BATCH = (
+    "a step is prompts_per_step x num_generations completions; memory is bounded by "
+    "max_tokens_per_micro_batch, which does not change the gradient"
+)
+_GRPO = (
+    "the loss here is the REINFORCE estimator itself: log-probabilities are summed over the "
+    "tokens, every completion counts once, and advantages are not rescaled; choose a `baseline`"
+)
+_DTYPE = "the precision is chosen by `dtype` (auto, float32, bfloat16, pure_bfloat16, float64)"
+
+# Well-known options that are not taken here -> the reason, in words that follow "because".
+NOT_OFFERED: Mapping[str, str] = {
+    **dict.fromkeys(("top_p", "top_k", "min_p", "repetition_penalty"), _TRUNCATION),
+    "generation_kwargs": _TRUNCATION,
+    **dict.fromkeys(("lora_dropout", "disable_dropout"), _DROPOUT),
+    **dict.fromkeys(("per_device_train_batch_size", "gradient_accumulation_steps"), _BATCH),
+    **dict.fromkeys(("per_device_eval_batch_size", "generation_batch_size", "batch_size"), _BATCH),
+    **dict.fromkeys(("scale_rewards", "loss_type", "mask_truncated_completions"), _GRPO),
+    **dict.fromkeys(("importance_sampling_level", "epsilon_high", "delta"), _GRPO),
+    **dict.fromkeys(("bf16", "fp16", "tf32", "torch_dtype"), _DTYPE),
+    **dict.fromkeys(("beta", "kl_in", "entropy_coef", "entropy_in"), _NOT_YET),
+    **dict.fromkeys(("gamma", "num_iterations", "epsilon", "ref_model"), _NOT_YET),
+    **dict.fromkeys(("reward_timeout_s", "on_reward_error"), _NOT_YET),
+    **dict.fromkeys(("report_to", "run_name", "push_to_hub", "hub_model_id"), _NOT_YET),
+    **dict.fromkeys(("save_steps", "save_strategy", "save_total_limit"), _NOT_YET),
+    "resume_from_checkpoint": _NOT_YET,
+    **dict.fromkeys(("load_in_4bit", "load_in_8bit", "use_vllm"), _NOT_YET),
+    "deepspeed": "its engine steps inside backward; launch with accelerate's replicated processes",
+    "fsdp": "every process holds the whole model; launch with accelerate's replicated processes",
+    "gradient_checkpointing": "it is called activation_checkpointing here",
+    "num_train_epochs": "the length of a run is max_steps; the data repeat in new orders",
+    "warmup_ratio": "the warm-up is counted in steps: warmup_steps",
+    "remove_unused_columns": "every column of the data but the prompt goes to the rewards",
+    "max_new_tokens": "it is called max_completion_length here",
+    "lr": "it is called learning_rate here",
+    "model": "it is called model_name_or_path here",
+    "dataset": "it is called dataset_name here",
+}
+
+
+def unknown_option(shown: str, candidates: Iterable[str]) -> str:
+    """Say why an option is not taken: the reason where it is well known, else the nearest name.
+
+    Args:
+        shown: the option as the user wrote it, such as ``lr`` or ``--weight-decy``.
+        candidates: the options that would be taken there, written in the same way.
+    """
+    name = shown.lstrip("-").replace("-", "_")
+    if name in NOT_OFFERED:
+        return f"{shown} is not offered, because {NOT_OFFERED[name]}"
+    return f"unknown option {shown}{did_you_mean(shown, candidates)}"
