@@ -158,11 +158,13 @@ def _network(
             )
         codec = TextCodec(tokenizer)
         check_lengths(config, codec, loading.context_length(model.config), data)
-        return codec, model.to(world.device)
+        return codec, loading.set_precision(model, config.dtype).to(world.device)
     source = loading.open_model(
-        model or config.model_name_or_path, trust_remote_code=config.trust_remote_code
+        model or config.model_name_or_path,
+        trust_remote_code=config.trust_remote_code,
+        tokenizer=tokenizer,
     )
-    codec = TextCodec(tokenizer or source.tokenizer)
+    codec = TextCodec(source.tokenizer)
     check_lengths(config, codec, source.context_length, data)
     network = loading.load_model(
         source,

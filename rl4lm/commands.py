@@ -14,6 +14,7 @@ from rl4lm.builtin import BUILTIN_MODELS, model_settings
 from rl4lm.config import OPTIONS, ReinforceConfig
 from rl4lm.errors import ConfigError
 from rl4lm.options import OptionParser, add_config_arguments, config_from
+from rl4lm.tracking import plain
 
 if TYPE_CHECKING:
     from rl4lm.policy import Policy
@@ -70,7 +71,7 @@ def run_training(config: ReinforceConfig, as_json: bool = False) -> dict[str, An
     from rl4lm.console import Screen
     from rl4lm.trainer import ReinforceTrainer
 
-    _quiet_libraries()
+    quiet_libraries()
     screen = Screen(stderr=as_json, logging_steps=config.logging_steps)
     trainer = ReinforceTrainer(args=config, screen=screen)
     summary = trainer.train()
@@ -240,18 +241,22 @@ def _prepare(config: ReinforceConfig) -> None:
     """What a trainer does by itself before it loads a model."""
     import torch
 
-    _quiet_libraries()
+    quiet_libraries()
     if config.torch_threads is not None:
         torch.set_num_threads(config.torch_threads)
 
 
-def _quiet_libraries() -> None:
-    """Keep the loading bars of other libraries off the screen; their errors still show."""
+def quiet_libraries() -> None:
+    """Keep loading bars and deprecations of other libraries off the screen; errors still show."""
+    import warnings
+
     from transformers.utils import logging
 
+    # What they deprecate among themselves is no business of the user's.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft)\b")
     logging.disable_progress_bar()
     logging.set_verbosity_error()
 
 
 def _print_json(value: Any, indent: int | None = 2) -> None:
-    print(json.dumps(value, indent=indent, ensure_ascii=False))  # noqa: T201
+    print(json.dumps(plain(value), indent=indent, ensure_ascii=False, allow_nan=False))  # noqa: T201

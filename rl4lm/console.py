@@ -17,6 +17,8 @@ from rich.table import Table
 
 _TABLE_ROWS = 5
 _SCORE_ROWS = 20
+_PLAIN_WIDTH = 120  # columns of a table in a file
+_NUMBERS_WIDTH = 42  # columns that a table of completions needs besides prompt and completion
 
 
 class Screen:
@@ -29,7 +31,9 @@ class Screen:
             stderr: write there, because the standard output carries JSON.
             logging_steps: steps between two lines where the output is not a terminal.
         """
-        self._console = Console(stderr=stderr, highlight=False, soft_wrap=True)
+        self._console = Console(stderr=stderr, highlight=False, soft_wrap=True, emoji=False)
+        if not (self._console.is_terminal or self._console.is_jupyter):
+            self._console.width = _PLAIN_WIDTH
         self._logging_steps = logging_steps
         self._progress: Progress | None = None
         self._task: Any = None
@@ -100,11 +104,13 @@ class Screen:
             ("advantage", "right"),
         ):
             table.add_column(header, justify=justify, overflow="ellipsis", no_wrap=True)  # type: ignore[arg-type]
+        # Cut here: rich would take the room from the numbers.
+        room = min(60, max(12, (self._console.width - _NUMBERS_WIDTH) // 2))
         for row in rows[:_TABLE_ROWS]:
             cut = " (cut off)" if row["truncated"] else ""
             table.add_row(
-                _one_line(row["prompt"]),
-                _one_line(row["completion"]) + cut,
+                _one_line(row["prompt"], room),
+                _one_line(row["completion"], room) + cut,
                 "none" if row["reward"] is None else f"{row['reward']:.2f}",
                 f"{row['advantage']:+.2f}",
             )
@@ -142,7 +148,8 @@ class Screen:
         """Completions with their log-probability."""
         table = Table(box=None, padding=(0, 2))
         for header in ("prompt", "completion", "log π"):
-            table.add_column(header, justify="right" if header == "log π" else "left")
+            justify = "right" if header == "log π" else "left"
+            table.add_column(header, justify=justify, overflow="fold")  # type: ignore[arg-type]
         for row in rows:
             cut = " (cut off)" if row["truncated"] else ""
             text = _one_line(row["completion"], 200) + cut
@@ -155,7 +162,8 @@ class Screen:
         """Scored rows and their summary."""
         table = Table(box=None, padding=(0, 2))
         for header in ("prompt", "completion", "reward", "detail"):
-            table.add_column(header, justify="right" if header == "reward" else "left")
+            justify = "right" if header == "reward" else "left"
+            table.add_column(header, justify=justify, overflow="fold")  # type: ignore[arg-type]
         for row in rows[:_SCORE_ROWS]:
             reward = "none" if row["reward"] is None else f"{row['reward']:.3g}"
             detail = "" if row["detail"] is None else _one_line(row["detail"])

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +38,14 @@ class PromptData:
         """Check that there are rows, and that they have a prompt."""
         if len(self.rows) == 0:
             raise DataError(f"the split {self.split!r} has no rows; at least one prompt is needed")
-        if self.prompt_column not in self.rows[0]:
-            names = list(self.rows[0])
+        first = self._row(0)
+        if not isinstance(first, Mapping):
+            raise DataError(
+                f"the rows of split {self.split!r} must be mappings such as "
+                f'{{"{self.prompt_column}": "text"}}, got {type(first).__name__}: {first!r:.100}'
+            )
+        if self.prompt_column not in first:
+            names = list(first)
             raise DataError(
                 f"the rows of split {self.split!r} have no column {self.prompt_column!r}"
                 f"{did_you_mean(self.prompt_column, names)}; they have: {', '.join(names)}. "
@@ -50,10 +56,18 @@ class PromptData:
         """How many rows there are."""
         return len(self.rows)
 
-    @property
+    @cached_property
     def columns(self) -> tuple[str, ...]:
         """The columns that go to the rewards: all but the prompt."""
-        return tuple(name for name in self.rows[0] if name != self.prompt_column)
+        return tuple(name for name in self._row(0) if name != self.prompt_column)
+
+    def _row(self, index: int) -> Row:
+        try:
+            return self.rows[index]
+        except UnicodeDecodeError as error:  # a file's text is decoded when a row is looked at
+            raise DataError(
+                f"row {index} of split {self.split!r} is not UTF-8 text: {error}"
+            ) from error
 
     def example(self, index: int) -> Example:
         """Row `index` as an example.
@@ -61,7 +75,7 @@ class PromptData:
         Raises:
             DataError: its prompt is neither text nor a list of chat messages.
         """
-        row = self.rows[int(index)]
+        row = self._row(int(index))
         prompt = row.get(self.prompt_column)
         messages = isinstance(prompt, list) and all(
             isinstance(m, Mapping) and "role" in m and "content" in m for m in prompt
@@ -121,9 +135,12 @@ def _load_with_datasets(name: str, split: str) -> Sequence[Row]:
             f"{name!r} is a {path.suffix or 'nameless'} file; prompts are read from "
             f"{', '.join(_FORMATS)}"
         )
+    if file_format and path.stat().st_size == 0:
+        raise DataError(f"{name!r} is empty; at least one prompt is needed")
     import datasets
 
     datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # errors are told in our words
     try:
         if file_format:
             found = datasets.load_dataset(file_format, data_files={"train": str(path)})
@@ -132,11 +149,14 @@ def _load_with_datasets(name: str, split: str) -> Sequence[Row]:
     except Exception as error:
         cause = error.__cause__ or error
         reason = str(cause).strip().split("\n")[0] or type(cause).__name__
+        if isinstance(cause, StopIteration) or "corresponds to no data" in reason:
+            reason = "it has no rows"
         raise DataError(f"the data set {name!r} cannot be read: {reason[:300]}") from error
     if split not in found:
         raise MissingSplitError(
             f"the data set {name!r} has no split {split!r}; it has: {', '.join(found)}"
-            f"{did_you_mean(split, list(found))}"
+            f"{did_you_mean(split, list(found))}. Choose splits with --dataset_train_split and "
+            "--dataset_test_split"
         )
     return found[split]
 

@@ -156,9 +156,11 @@ class Learner:
             # Zeros, never None: AdamW would leave a None parameter out of its decay of moments.
             parameter.grad = torch.zeros_like(parameter)
         mask = rollout.completion_mask
-        # The loss is linear in the log-probs, so the leaf's values do not matter.
+        # The loss is linear in the log-probs, so the leaf's values do not matter; its precision
+        # does, being that of the weights.
         weights = logprob_weights(
-            lambda leaf: reinforce_loss(leaf, mask, advantages, total), rollout.sampling_logprobs
+            lambda leaf: reinforce_loss(leaf, mask, advantages, total),
+            rollout.sampling_logprobs.double(),
         )
         logprobs = self._policy.accumulate_gradient(
             rollout, weights, self._config.temperature, self._config.max_tokens_per_micro_batch

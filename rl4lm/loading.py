@@ -45,20 +45,26 @@ def context_length(config: Any) -> int | None:
     return getattr(text_config, "max_position_embeddings", None)
 
 
-def open_model(name: str, *, trust_remote_code: bool = False) -> ModelSource:
+def open_model(
+    name: str | Path, *, trust_remote_code: bool = False, tokenizer: Any = None
+) -> ModelSource:
     """Read configuration and tokenizer of a checkpoint, and refuse what cannot be trained.
 
     Args:
         name: ``builtin:…``, a directory (of a model or of a peft adapter), or a hub id.
         trust_remote_code: let the checkpoint bring its own Python code.
+        tokenizer: used instead of the checkpoint's, which is then not read.
 
     Raises:
         ModelError: no such checkpoint, not a causal language model, or no tokenizer.
     """
     from transformers import AutoConfig
 
+    name = str(name)
     path = str(model_path(name)) if name.startswith("builtin:") else name
     base, adapter = _split_adapter(path)
+    if not Path(base).exists() and (base.startswith(("/", ".", "~")) or base.count("/") > 1):
+        raise ModelError(f"no model could be read from {name!r}: there is no directory {base!r}")
     try:
         config = AutoConfig.from_pretrained(base, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
@@ -67,12 +73,14 @@ def open_model(name: str, *, trust_remote_code: bool = False) -> ModelSource:
             "give a directory written by save_pretrained, a hub id, or builtin:tiny-arithmetic"
         ) from error
     _check_causal(name, config)
+    if tokenizer is None:
+        tokenizer = _load_tokenizer(path, base, name, trust_remote_code)
     return ModelSource(
         name=name,
         path=base,
         adapter=adapter,
         config=config,
-        tokenizer=_load_tokenizer(path, base, name, trust_remote_code),
+        tokenizer=tokenizer,
         trust_remote_code=trust_remote_code,
     )
 
@@ -112,9 +120,14 @@ def _load_tokenizer(path: str, base: str, name: str, trust_remote_code: bool) ->
     reasons = []
     for place in dict.fromkeys((path, base)):
         try:
-            return AutoTokenizer.from_pretrained(place, trust_remote_code=trust_remote_code)
+            found = AutoTokenizer.from_pretrained(place, trust_remote_code=trust_remote_code)
         except (OSError, ValueError, KeyError, AttributeError) as error:
             reasons.append(_first_line(error))
+            continue
+        if found.vocab_size:
+            return found
+        # Without any file, transformers makes up a tokenizer that knows no token.
+        reasons.append("there are no tokenizer files")
     raise ModelError(
         f"no tokenizer could be read from {name!r}: {reasons[-1]}\n"
         "save one beside the model (tokenizer.save_pretrained), or, in Python, hand it to "
@@ -140,27 +153,51 @@ def load_model(
     Returns:
         A causal language model, or a peft model with its adapter trainable.
     """
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     # A bf16 checkpoint loads as bf16 by default, and AdamW at small rates then changes nothing.
     precision = _PURE.get(dtype, torch.float32)
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model, report = AutoModelForCausalLM.from_pretrained(
             source.path,
             config=source.config,
             dtype=precision,
             trust_remote_code=source.trust_remote_code,
             attn_implementation=attn_implementation,
+            output_loading_info=True,
         )
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         raise ModelError(
             f"the weights of {source.name!r} cannot be loaded: {_first_line(error)}"
         ) from error
+    if report["missing_keys"]:
+        missing = sorted(report["missing_keys"])
+        raise ModelError(
+            f"{source.name!r} lacks {len(missing)} of the weights of a {type(model).__name__}, "
+            f"such as {missing[0]}, which would be made up at random; give a checkpoint of the "
+            "whole causal language model"
+        )
     if source.adapter is not None:
         from peft import PeftModel
 
         model = PeftModel.from_pretrained(model, source.adapter, is_trainable=True)
     return model.to(device)
+
+
+def set_precision(model: nn.Module, dtype: str) -> nn.Module:
+    """Give a model object the parameters that `load_model` would: float32 masters, or as named.
+
+    A model object is bf16 where its checkpoint is, and nobody asked for that; one in float32 or
+    float64 is left alone by ``auto``. Buffers stay: rotary frequencies must not lose digits.
+    """
+    half = (torch.bfloat16, torch.float16)
+    if dtype == "auto" and not any(p.dtype in half for p in model.parameters()):
+        return model
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(_PURE.get(dtype, torch.float32))
+    return model
 
 
 def add_lora(
@@ -219,11 +256,12 @@ def make_policy(
     module = PolicyModule(model)
     causal_lm = module.causal_lm
     switch_dropout_off(model)
+    give_padding_its_gradient(model)
     # train(), because eval() silently disables activation checkpointing; nothing else differs
     # once every dropout probability is 0.
     model.train()
     if activation_checkpointing:
-        causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
+        _enable_checkpointing(causal_lm)
     device = next(model.parameters()).device
     mixed = dtype == "bfloat16" or (dtype == "auto" and device.type == "cuda")
     return Policy(
@@ -233,6 +271,13 @@ def make_policy(
         context_length=context_length(causal_lm.config),
         autocast_dtype=torch.bfloat16 if mixed else None,
     )
+
+
+def _enable_checkpointing(causal_lm: Any) -> None:
+    enable = getattr(causal_lm, "activation_checkpointing_enable", None)
+    if enable is None:  # transformers before it had this name
+        enable = causal_lm.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
 
 
 def _end_token_ids(causal_lm: Any, tokenizer: Any, stop_token_ids: Sequence[int]) -> list[int]:
@@ -257,6 +302,17 @@ def switch_dropout_off(model: nn.Module) -> None:
         for name, value in list(vars(module).items()):
             if "drop" in name and isinstance(value, float):
                 setattr(module, name, 0.0)
+
+
+def give_padding_its_gradient(model: nn.Module) -> None:
+    """Let the embedding of the pad token be learned like any other.
+
+    `nn.Embedding(padding_idx=…)` silently drops the gradient of that row, and where pad is also
+    the end token or begins a prompt, that row is a real input. True padding is masked anyway.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Embedding):
+            module.padding_idx = None
 
 
 @contextmanager

@@ -188,7 +188,9 @@ def parse_options(
         ConfigError: see `config_from`.
     """
     parser = OptionParser(prog=prog, description=description)
-    add_config_arguments(parser, base=base)
+    defaults = {name: option.default for name, option in OPTIONS.items()} | dict(base or {})
+    brought = base_for(defaults) if base_for else {}
+    add_config_arguments(parser, base={**brought, **(base or {})})
     return config_from(parser.parse_args(argv), base=base, base_for=base_for)
 
 

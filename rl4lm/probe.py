@@ -7,6 +7,9 @@ product, one whose attention cannot be padded or cached, an adapter that receive
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
@@ -36,6 +39,7 @@ def probe(policy: Policy) -> list[str]:
     """
     prompts = _made_up_prompts(policy)
     with inference_mode_of(policy.module):
+        _check_cache(policy, prompts[-1])
         rollout = _decode(policy, prompts)
     reference = _plain_logprobs(policy, rollout)
     notes = _choose_path(policy, rollout, reference)
@@ -53,8 +57,21 @@ def _made_up_prompts(policy: Policy) -> list[list[int]]:
     return [row[:length] for row, length in zip(ids, _PROMPT_LENGTHS, strict=True)]
 
 
+def _check_cache(policy: Policy, prompt: list[int]) -> None:
+    """Refuse a model that leaves its prompt out of the cache, and would sample without it.
+
+    On fresh weights the log-probs hardly depend on the prompt and would not tell.
+    """
+    with _refusing_other_caches(policy), torch.no_grad():
+        ids = torch.tensor([prompt], device=policy.device)
+        _, cache = policy.prefill(ids, torch.ones_like(ids, dtype=torch.bool))
+        held = cache.get_seq_length()
+        if held != len(prompt):
+            raise RuntimeError(f"of a prompt of {len(prompt)} tokens the cache holds {held}")
+
+
 def _decode(policy: Policy, prompts: list[list[int]]) -> Rollout:
-    try:
+    with _refusing_other_caches(policy):
         return generate(
             policy,
             prompts,
@@ -63,6 +80,12 @@ def _decode(policy: Policy, prompts: list[list[int]]) -> Rollout:
             max_completion_length=_COMPLETION_LENGTH,
             ends=EndRule(()),
         )
+
+
+@contextmanager
+def _refusing_other_caches(policy: Policy) -> Iterator[None]:
+    try:
+        yield
     except (AttributeError, TypeError, NotImplementedError, IndexError, RuntimeError) as error:
         raise ModelError(
             f"{_name(policy)} cannot be served by the generation loop, which needs a key-value "
@@ -76,7 +99,7 @@ def _plain_logprobs(policy: Policy, rollout: Rollout) -> Tensor:
     for prompt, completion in zip(rollout.prompt_lists(), rollout.completion_lists(), strict=True):
         ids = torch.tensor([prompt + completion], device=policy.device)
         with torch.no_grad(), policy.precision():
-            logits = model(input_ids=ids).logits[0, len(prompt) - 1 : -1]
+            logits = model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1]
         targets = torch.tensor(completion, device=policy.device)[:, None]
         wide = logits if logits.dtype == torch.float64 else logits.float()
         rows.append(wide.log_softmax(-1).gather(-1, targets).squeeze(-1).cpu())
@@ -111,7 +134,8 @@ def _head_gives_the_logits(policy: Policy, prompt: list[int]) -> bool:
     handle = head.register_forward_hook(lambda module, inputs, output: seen.append(output))
     try:
         with torch.no_grad(), policy.precision():
-            logits = policy.module.model(input_ids=torch.tensor([prompt], device=policy.device))
+            ids = torch.tensor([prompt], device=policy.device)
+            logits = policy.module.model(input_ids=ids, use_cache=False)
     finally:
         handle.remove()
     return len(seen) == 1 and torch.equal(seen[0].to(logits.logits.dtype), logits.logits)

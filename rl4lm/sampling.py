@@ -108,7 +108,7 @@ class InverseCdf:
         """float64 [b], drawn for all current rows in blocks of tokens."""
         wanted = rows.cpu().numpy()
         start = token - token % _UNIFORM_BLOCK
-        if start != self._block_start:
+        if token == start or start != self._block_start:
             prompts = wanted // self._num_generations + self._first_prompt
             samples = wanted % self._num_generations
             seed, stream, step = self._key
@@ -121,8 +121,8 @@ class InverseCdf:
                 start,
                 _UNIFORM_BLOCK,
             )
-            self._block, self._block_start = torch.from_numpy(drawn), start
-            self._block_rows = wanted
+            self._block, self._block_rows = torch.from_numpy(drawn), wanted
+            self._block_start = start
         at = np.searchsorted(self._block_rows, wanted)  # rows only ever leave, in order
         return self._block[torch.from_numpy(at), token - start]
 

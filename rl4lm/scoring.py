@@ -16,7 +16,7 @@ import importlib.util
 import inspect
 import math
 import sys
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,6 +88,8 @@ def _resolve(reward: str | Reward) -> Reward:
 
 def _import(name: str) -> Any:
     place, separator, function = name.rpartition(":")
+    if not separator and name.endswith(".py"):
+        raise RewardError(f"the reward {name!r} names no function: write it as {name}:function")
     if not separator:
         place, separator, function = name.rpartition(".")
     if not place or not function:
@@ -117,7 +119,7 @@ def _import_file(name: str, place: str) -> ModuleType:
     sys.path.insert(0, str(path.parent))  # so that it can import its neighbours
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise RewardError(
             f"the reward {name!r} cannot be loaded: {type(error).__name__}: {error}"
         ) from error
@@ -131,7 +133,7 @@ def _import_module(name: str, place: str) -> ModuleType:
         sys.path.append(str(Path.cwd()))
     try:
         return importlib.import_module(place)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise RewardError(
             f"the reward {name!r} cannot be loaded: {type(error).__name__}: {error}"
         ) from error
@@ -269,7 +271,7 @@ def _call(reward: NamedReward, offered: Mapping[str, Any]) -> Any:
     accepted = {k: v for k, v in offered.items() if takes_all or k in parameters}
     try:
         return reward.function(**accepted)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # sys.exit() in a reward must not end a run unseen
         raise _failure(reward, error) from error
 
 
@@ -279,7 +281,8 @@ def _failure(reward: NamedReward, error: BaseException) -> RewardFailedError:
 
 def _checked(reward: NamedReward, result: Any, prompt_ids: Sequence[str]) -> list[float]:
     """The result as B floats, nan for None."""
-    if isinstance(result, (str, bytes)) or not hasattr(result, "__len__"):
+    # A mapping or a set has a length and no order: its keys would pass for rewards.
+    if isinstance(result, (str, bytes, Mapping, Set)) or not hasattr(result, "__len__"):
         raise RewardError(
             f"the reward {reward.name!r} must return a list with one float or None per "
             f"completion, got {type(result).__name__}: {result!r:.100}"

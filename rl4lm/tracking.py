@@ -60,7 +60,7 @@ class RunDirectory:
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write what the run came to."""
-        _replace(self.path / "summary.json", json.dumps(_plain(summary), indent=2) + "\n")
+        _replace(self.path / "summary.json", json.dumps(plain(summary), indent=2) + "\n")
 
 
 def holds_a_run(path: Path) -> bool:
@@ -82,6 +82,8 @@ def check_run_directory(path: Path, overwrite: bool) -> None:
             "--overwrite_output_dir to replace that run"
         )
     existing = next(p for p in (path, *path.absolute().parents) if p.exists())
+    if not existing.is_dir():
+        raise OutputError(f"output_dir {str(path)!r} cannot be made: {existing} is a file")
     if not os.access(existing, os.W_OK):
         raise OutputError(f"output_dir {str(path)!r} cannot be made: {existing} is not writable")
 
@@ -103,7 +105,7 @@ def prepare_run_directory(path: Path) -> RunDirectory:
 def _append(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     with path.open("a", encoding="utf-8") as file:
         for row in rows:
-            file.write(json.dumps(_plain(row), ensure_ascii=False, allow_nan=False) + "\n")
+            file.write(json.dumps(plain(row), ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def _replace(path: Path, text: str) -> None:
@@ -113,12 +115,12 @@ def _replace(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """The value with nan and infinities as null, which JSON can say."""
     if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

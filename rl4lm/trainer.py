@@ -119,8 +119,8 @@ class ReinforceTrainer:
             ``steps``, ``samples``, ``tokens``, ``train_seconds``, ``peak_memory_bytes``, ``seed``,
             ``version`` and more.
         """
+        before = self.evaluate()  # first, so that a broken reward costs no earlier run its files
         directory = self._open_directory()
-        before = self.evaluate()
         self._record_evaluation(directory, "before training", before)
         seconds = self._loop(directory)
         after = self.evaluate()

@@ -39,7 +39,7 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def _parse(path: Path, text: str) -> Iterator[Row]:
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -52,7 +52,18 @@ def _parse(path: Path, text: str) -> Iterator[Row]:
                 f"{path}, line {number}: a row must be a JSON object with prompt and completion, "
                 f"and {' and '.join(missing)} is missing: {line[:100]}"
             )
+        if not _is_completion(row["completion"]):
+            raise DataError(
+                f"{path}, line {number}: the completion must be text or a list of messages such as "
+                f'{{"role": "assistant", "content": "text"}}, got {row["completion"]!r:.100}'
+            )
         yield row
+
+
+def _is_completion(value: Any) -> bool:
+    if isinstance(value, list) and value and isinstance(value[-1], dict):
+        return isinstance(value[-1].get("content"), str)
+    return isinstance(value, str)
 
 
 def score_rows(rows: Sequence[Row], name: str) -> list[dict[str, Any]]:
@@ -111,5 +122,5 @@ def write_rows(path: Path, rows: Sequence[Row]) -> None:
             for row in rows:
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
         temporary.replace(path)
-    except OSError as error:
+    except (OSError, UnicodeEncodeError) as error:  # the latter: half of a surrogate pair
         raise OutputError(f"--out {str(path)!r} cannot be written: {error}") from error

@@ -78,6 +78,7 @@ class World:
             for gradient, part in zip(same, flat.split([g.numel() for g in same]), strict=True):
                 gradient.copy_(part.view_as(gradient))
 
+    @torch.no_grad()
     def broadcast(self, tensors: Iterable[Tensor]) -> None:
         """Overwrite the tensors of every process with those of the main one."""
         if self.size > 1:

@@ -1,0 +1,135 @@
+"""What a person sees: plain lines in a file, completions shown as they are."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+
+from rl4lm.console import Screen, describe_evaluation
+
+METRICS = {"reward": 0.5, "tokens_per_second": 1234.5, "effective_samples": 3.0, "grad_norm": 1.0}
+EVALUATION = {
+    "samples": 8.0,
+    "reward": 0.25,
+    "accuracy": 0.125,
+    "accuracy/sum": 0.5,
+    "ended": 1.0,
+    "mean_length": 3.25,
+}
+
+
+@pytest.fixture
+def shown(capsys):
+    """What has been printed so far."""
+    return lambda: capsys.readouterr().out
+
+
+def row(completion, **changes):
+    plain = {"prompt": "1+1=", "reward": 1.0, "advantage": -0.5, "truncated": False}
+    return {**plain, "completion": completion, **changes}
+
+
+def test_in_a_file_the_first_the_last_and_every_tenth_step_get_a_line(shown):
+    screen = Screen()
+    screen.start(0, 25)
+    for step in range(1, 26):
+        screen.step(step, METRICS)
+    screen.stop()
+    lines = shown().splitlines()
+    assert [line.split()[1] for line in lines] == ["1/25", "10/25", "20/25", "25/25"]
+    assert "reward 0.500  1,234 tok/s" in lines[0]
+
+
+def test_on_a_terminal_a_bar_comes_instead(monkeypatch):
+    screen, output = Screen(), io.StringIO()
+    screen._console = Console(file=output, force_terminal=True, width=80)
+    screen.start(0, 3)
+    screen.step(2, METRICS)
+    screen.stop()
+    screen.stop()  # may be called again
+    assert "step 2/3" in output.getvalue()
+    assert "━" in output.getvalue()
+    assert "left" not in output.getvalue()
+
+
+def test_a_step_without_any_reward_says_none(shown):
+    screen = Screen(logging_steps=1)
+    screen.start(0, 1)
+    screen.step(1, {**METRICS, "reward": None})
+    assert "reward none" in shown()
+
+
+@pytest.mark.parametrize(
+    "text", ["[bold]a[/bold]", "[/x]", ":smile:", "a\\", "[link=x]", "\\[b]", "é"]
+)
+def test_completions_are_shown_as_they_are(text, shown):
+    screen = Screen()
+    screen.completions(1, [row(text)])
+    screen.samples([row(text, logprob=-1.0)])
+    screen.note(text)
+    output = shown()
+    assert output.count(text) == 3
+
+
+def test_control_characters_are_made_visible(shown):
+    Screen().completions(1, [row("a\nb\x1b[31m")])
+    assert r"a\nb\x1b[31m" in shown()
+
+
+def test_long_texts_are_shortened_in_the_middle_and_leave_room_for_the_numbers(shown):
+    long = "b" + "x" * 500 + "e"
+    Screen().completions(1, [row(long, prompt=long, truncated=True)])
+    _, header, line = shown().splitlines()
+    assert header.split() == ["prompt", "completion", "reward", "advantage"]
+    prompt, completion, *rest = line.split()
+    assert prompt == completion
+    assert prompt.startswith("bxxx")
+    assert prompt.endswith("xxxe")
+    assert rest == ["(cut", "off)", "1.00", "-0.50"]
+    assert len(line) <= 120
+
+
+def test_samples_to_look_at_lose_nothing_to_the_width_of_the_screen(shown):
+    Screen().samples([row("x" * 190, logprob=-2.0)])
+    assert shown().count("x") == 190
+
+
+def test_the_table_shows_five_rows_with_reward_advantage_and_cut(shown):
+    Screen().completions(3, [row(f"c{i}", reward=None, truncated=True) for i in range(9)])
+    output = shown()
+    assert "samples at step 3" in output
+    assert [f"c{i} (cut off)" in output for i in range(9)] == [True] * 5 + [False] * 4
+    assert output.count("none") == output.count("-0.50") == 5
+
+
+def test_a_skipped_step_says_why(shown):
+    screen = Screen()
+    screen.skipped(4, {"effective_samples": 0.0, "grad_norm": 0.0})
+    screen.skipped(5, {"effective_samples": 2.0, "grad_norm": float("nan")})
+    first, second = shown().splitlines()
+    assert first.startswith("warning: step 4 changed nothing: all completions")
+    assert "step 5" in second
+    assert "not finite (norm nan)" in second
+
+
+def test_evaluations_are_shown_before_and_after(shown):
+    assert describe_evaluation(EVALUATION) == (
+        "accuracy 12.5 %, reward 0.250, ended 100.0 %, mean_length 3.2 (8 prompts)"
+    )
+    screen = Screen()
+    screen.before_after(EVALUATION, {**EVALUATION, "accuracy": 0.75}, "footer")
+    cells = [line.split() for line in shown().splitlines()]
+    assert ["accuracy", "12.5", "%", "75.0", "%"] in cells
+    assert cells[-1] == ["footer"]
+    screen.before_after({}, {}, "only this")
+    assert shown() == "only this\n"
+
+
+def test_silence_is_complete_and_json_runs_speak_on_stderr(capsys):
+    quiet = Screen()
+    quiet.only_if(False)
+    quiet.note("a")
+    Screen(stderr=True).note("b")
+    assert capsys.readouterr() == ("", "b\n")

@@ -1,0 +1,155 @@
+"""The numbers of a step against numbers counted by hand."""
+
+from __future__ import annotations
+
+import math
+import statistics
+
+import pytest
+import torch
+
+from rl4lm.metrics import (
+    Stopwatch,
+    completion_rows,
+    gap_metrics,
+    pack,
+    peak_memory_bytes,
+    rollout_metrics,
+    sampler_gap,
+)
+from rl4lm.types import Example, Rollout, Scores
+
+NAN = math.nan
+LENGTHS = [1, 3, 2, 2]  # two prompts, two completions each
+LOGPROBS = [[-1.0], [-0.5, -0.25, -0.125], [-2.0, -1.0], [-4.0, -3.0]]
+
+
+def rollout():
+    mask = torch.arange(3) < torch.tensor(LENGTHS)[:, None]
+    logprobs = torch.zeros(4, 3)
+    for i, values in enumerate(LOGPROBS):
+        logprobs[i, : len(values)] = torch.tensor(values)
+    return Rollout(
+        prompt_ids=torch.tensor([[0, 5], [6, 7]]),
+        prompt_mask=torch.tensor([[False, True], [True, True]]),
+        completion_ids=torch.tensor([[1, 0, 0], [2, 3, 4], [5, 6, 0], [7, 8, 0]]),
+        completion_mask=mask,
+        sampling_logprobs=logprobs,
+        ended=torch.tensor([True, True, False, True]),
+    )
+
+
+def scores(values=((1.0, 3.0), (2.0, 2.0)), second=((NAN, 1.0), (NAN, NAN)), **extra):
+    first, other = torch.tensor(values).double(), torch.tensor(second).double()
+    return Scores(
+        rewards=first.nan_to_num(),
+        valid=~first.isnan(),
+        parts={"first": first, "second": other},
+        extra=extra,
+    )
+
+
+def metrics(**changes):
+    return rollout_metrics(pack(rollout(), scores(**changes)), ["first", "second"])
+
+
+def test_a_step_is_described_by_its_completions():
+    found = metrics()
+    assert found["reward"] == pytest.approx(2.0)
+    assert found["reward_std"] == pytest.approx(statistics.stdev([1, 3, 2, 2]))
+    assert found["completions/mean_length"] == sum(LENGTHS) / 4
+    assert (found["completions/min_length"], found["completions/max_length"]) == (1, 3)
+    assert found["completions/clipped_ratio"] == 0.25  # one of four did not end
+    assert found["frac_reward_zero_std"] == 0.5  # the second prompt's rewards are equal
+    assert found["rewards_not_applicable"] == 0
+
+
+def test_entropy_is_the_mean_of_minus_log_p_over_tokens():
+    total = sum(map(sum, LOGPROBS))
+    assert metrics()["entropy"] == pytest.approx(-total / sum(LENGTHS))
+
+
+def test_each_reward_is_described_over_the_rows_that_it_applies_to():
+    found = metrics()
+    assert found["rewards/first/mean"] == 2.0
+    assert found["rewards/second/mean"] == 1.0
+    assert found["rewards/second/std"] is None  # of one value
+
+
+def test_rows_without_a_reward_are_counted_and_left_out():
+    found = metrics(values=((NAN, 3.0), (1.0, 2.0)))
+    assert found["rewards_not_applicable"] == 1
+    assert found["reward"] == pytest.approx(2.0)
+    assert found["frac_reward_zero_std"] == 0.5  # one reward alone is equal to itself
+    nothing = metrics(values=((NAN, NAN), (NAN, NAN)))
+    assert nothing["rewards_not_applicable"] == 4
+    assert nothing["reward"] is nothing["reward_std"] is nothing["rewards/first/mean"] is None
+    assert nothing["frac_reward_zero_std"] == 1.0
+
+
+def test_the_sampler_gap_is_measured_on_the_tokens_that_were_run():
+    done = rollout()
+    training = done.sampling_logprobs.clone()
+    training[0, 0] += 0.5
+    training[1, 2] -= 0.25
+    training[0, 1] = 99.0  # outside the mask
+    training[2, :2] = NAN  # not run
+    total, count, largest = sampler_gap(done, training)
+    assert (total, count, largest) == (0.75, 6, 0.5)
+    parts = torch.tensor([[total, count, largest], [0.25, 2, 0.25]], dtype=torch.float64)
+    assert gap_metrics(parts) == {"sampler_gap_mean": 1.0 / 8, "sampler_gap_max": 0.5}
+
+
+def test_without_any_token_run_there_is_no_sampler_gap():
+    parts = torch.tensor([sampler_gap(rollout(), torch.full((4, 3), NAN))])
+    assert gap_metrics(parts) == {"sampler_gap_mean": None, "sampler_gap_max": None}
+
+
+def test_completions_are_logged_row_by_row():
+    examples = [Example("train-4", "p", {}), Example("train-9", "q", {})]
+    judged = scores(detail=["a", None, object, "d"], short=[1])
+    rows = completion_rows(
+        7, examples, rollout(), list("wxyz"), judged, torch.tensor([-1.0, 1.0, 0.0, 0.0])
+    )
+    assert rows[1] == {
+        "step": 7,
+        "prompt_id": "train-4",
+        "sample": 1,
+        "prompt": "p",
+        "completion": "x",
+        "prompt_ids": [5],
+        "completion_ids": [2, 3, 4],
+        "reward": 3.0,
+        "rewards": {"first": 3.0, "second": 1.0},
+        "advantage": 1.0,
+        "sampling_logprob": -0.875,
+        "truncated": False,
+        "detail": None,
+    }
+    assert [r["prompt_id"] for r in rows] == ["train-4", "train-4", "train-9", "train-9"]
+    assert [r["sample"] for r in rows] == [0, 1, 0, 1]
+    assert [r["truncated"] for r in rows] == [False, False, True, False]
+    assert rows[2]["detail"] == str(object)  # what JSON cannot say becomes text
+    assert [r.get("short") for r in rows] == [1, None, None, None]
+
+
+def test_a_row_without_a_reward_logs_none():
+    judged = scores(values=((NAN, 3.0), (1.0, 2.0)))
+    rows = completion_rows(
+        1, [Example("a", "p", {})] * 2, rollout(), list("wxyz"), judged, torch.zeros(4)
+    )
+    assert [r["reward"] for r in rows] == [None, 3.0, 1.0, 2.0]
+
+
+def test_laps_add_up_by_name():
+    watch = Stopwatch()
+    watch.lap("a")
+    watch.lap("b")
+    first = watch.seconds["time/a_s"]
+    watch.lap("a")
+    assert watch.seconds["time/a_s"] >= first >= 0
+    assert list(watch.seconds) == ["time/a_s", "time/b_s"]
+
+
+def test_peak_memory_is_in_bytes():
+    assert 50e6 < peak_memory_bytes(torch.device("cpu")) < 1e12

@@ -1,0 +1,235 @@
+"""Rewards: how they are found, called, checked and added up."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import math
+import pickle
+
+import numpy as np
+import pytest
+import torch
+
+from rl4lm.errors import RewardError, RewardFailedError
+from rl4lm.scoring import (
+    NamedReward,
+    RewardContext,
+    Scorer,
+    check_columns,
+    resolve_rewards,
+)
+from rl4lm.types import Example
+
+CONTEXT = RewardContext(global_step=4, max_steps=9, seed=1)
+TEXTS = ["a", "bb", "ccc", "dddd"]  # two prompts, two completions each
+
+
+def examples(**columns):
+    return [
+        Example(f"train-{i}", f"p{i}", {name: values[i] for name, values in columns.items()})
+        for i in range(2)
+    ]
+
+
+def score(*rewards, weights=None, rows=None, texts=TEXTS):
+    scorer = Scorer(resolve_rewards(rewards), weights or [1.0] * len(rewards))
+    ids = [[i] * len(text) for i, text in enumerate(texts)]
+    return scorer(rows or examples(answer=["a", "dddd"]), texts, ids, CONTEXT)
+
+
+def fixed(values, name="fixed"):
+    def reward(completions, **kwargs):
+        return values
+
+    reward.__name__ = name
+    return reward
+
+
+def test_trl_style_rewards_work_unchanged():
+    def length(completions, **kwargs):
+        return [float(len(text)) for text in completions]
+
+    def right(prompts, completions, answer, **kwargs):
+        return [
+            float(text == gold) for _, text, gold in zip(prompts, completions, answer, strict=True)
+        ]
+
+    scores = score(length, right, weights=[0.5, 2.0])
+    assert scores.parts["length"].tolist() == [[1, 2], [3, 4]]
+    assert scores.parts["right"].tolist() == [[1, 0], [0, 1]]  # answers a a dddd dddd
+    assert scores.rewards.tolist() == [[2.5, 1.0], [1.5, 4.0]]
+
+
+def test_a_reward_gets_what_it_names_and_nothing_else():
+    seen = {}
+
+    def narrow(completions, completion_ids, trainer_state):
+        seen.update(ids=completion_ids, state=trainer_state)
+        return [0.0] * len(completions)
+
+    def wide(**kwargs):
+        seen["names"] = sorted(kwargs)
+        seen["prompts"] = kwargs["prompts"]
+        return [0.0] * 4
+
+    score(narrow, wide)
+    assert seen["ids"] == [[0], [1, 1], [2, 2, 2], [3, 3, 3, 3]]
+    assert pickle.loads(pickle.dumps(seen["state"])) == CONTEXT
+    assert seen["prompts"] == ["p0", "p0", "p1", "p1"]
+    assert seen["names"] == [
+        "answer",
+        "completion_ids",
+        "completions",
+        "log_extra",
+        "log_metric",
+        "prompts",
+        "trainer_state",
+    ]
+
+
+def test_a_conversational_prompt_gets_conversational_completions():
+    seen = []
+
+    def reward(completions, **kwargs):
+        seen.extend(completions)
+        return [0.0] * len(completions)
+
+    chat = [{"role": "user", "content": "p"}]
+    score(reward, rows=[Example("0", chat, {}), Example("1", "p", {})])
+    assert seen[:2] == [[{"role": "assistant", "content": text}] for text in TEXTS[:2]]
+    assert seen[2:] == TEXTS[2:]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [True, False, True, False],
+        (1, 0, 1, 0),
+        np.array([1.0, 0.0, 1.0, 0.0]),
+        [np.float32(1), np.int64(0), np.bool_(True), np.float64(0)],
+        torch.tensor([1.0, 0.0, 1.0, 0.0]),
+        [torch.tensor(1.0), torch.tensor(0), torch.tensor(True), 0.0],
+    ],
+)
+def test_booleans_and_scalars_of_other_libraries_are_rewards(values):
+    assert score(fixed(values)).rewards.tolist() == [[1, 0], [1, 0]]
+
+
+def test_none_drops_out_of_the_sum_and_a_row_of_nones_has_no_reward():
+    scores = score(
+        fixed([None, 1.0, None, 2.0], "first"),
+        fixed([3.0, None, None, 4.0], "second"),
+        weights=[10.0, 100.0],
+    )
+    assert scores.rewards.tolist() == [[300.0, 10.0], [0.0, 420.0]]
+    assert scores.valid.tolist() == [[True, True], [False, True]]
+    assert math.isnan(scores.parts["first"][0, 0])
+
+
+def test_async_rewards_run_together_and_keep_their_order():
+    running = []
+
+    async def slow(completions, **kwargs):
+        running.append("slow")
+        while "fast" not in running:  # would never end if one waited for the other
+            await asyncio.sleep(0)
+        return [1.0] * len(completions)
+
+    async def fast(completions, **kwargs):
+        running.append("fast")
+        return [2.0] * len(completions)
+
+    scores = score(slow, fixed([5.0] * 4), fast)
+    assert [values[0, 0].item() for values in scores.parts.values()] == [1.0, 5.0, 2.0]
+
+
+def test_async_rewards_run_inside_a_running_event_loop():
+    async def one(completions, **kwargs):
+        return [1.0] * len(completions)
+
+    async def notebook():
+        return score(one)
+
+    assert asyncio.run(notebook()).rewards.sum() == 4
+
+
+def test_what_rewards_log_is_kept():
+    def reward(completions, log_extra, log_metric):
+        log_extra("note", [text.upper() for text in completions])
+        log_metric("share", 0.25)
+        return [0.0] * len(completions)
+
+    scores = score(reward)
+    assert scores.extra == {"note": ["A", "BB", "CCC", "DDDD"]}
+    assert scores.metrics == {"share": 0.25}
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ([1.0], "'fixed' returned 1 values for 4 completions"),
+        ([0.0, math.nan, 0.0, 0.0], r"'fixed' returned nan for row 1 \(prompt train-0\)"),
+        ([0.0, 0.0, math.inf, 0.0], r"'fixed' returned inf for row 2 \(prompt train-1\)"),
+        ([0.0, 0.0, 0.0, "1"], r"'fixed' returned '1' for row 3 .* not a number"),
+        ([[1.0, 2.0], 0.0, 0.0, 0.0], "for row 0 .*; rewards per token are not in this version"),
+        ([1j, 0.0, 0.0, 0.0], "row 0 .* not a number"),
+        ("1111", "'fixed' must return a list .* got str"),
+        (1.0, "'fixed' must return a list .* got float"),
+        (None, "'fixed' must return a list .* got NoneType"),
+        ((x for x in [0.0] * 4), "'fixed' must return a list .* got generator"),
+        ({0: 1.0, 1: 1.0, 2: 1.0, 3: 1.0}, "'fixed' must return a list .* got dict"),
+        ({1.0, 2.0, 3.0, 4.0}, "'fixed' must return a list .* got set"),
+    ],
+)
+def test_what_is_no_list_of_rewards_is_refused_with_function_and_row(values, words):
+    with pytest.raises(RewardError, match=words):
+        score(fixed(values))
+
+
+@pytest.mark.parametrize("failure", [KeyError("gold"), SystemExit(0)])
+def test_a_reward_that_raises_is_named_with_its_cause(failure):
+    def broken(completions, **kwargs):
+        raise failure
+
+    with pytest.raises(RewardFailedError, match=f"'broken' raised {type(failure).__name__}") as e:
+        score(broken)
+    assert e.value.__cause__ is failure
+
+
+def test_an_async_reward_that_raises_is_named_with_its_cause():
+    async def broken(completions, **kwargs):
+        raise KeyError("gold")
+
+    with pytest.raises(RewardFailedError, match="'broken' raised KeyError") as caught:
+        score(fixed([0.0] * 4), broken)
+    assert isinstance(caught.value.__cause__, KeyError)
+
+
+def test_rewards_of_one_name_are_told_apart():
+    names = [r.name for r in resolve_rewards([fixed([]), fixed([]), fixed([], "other")])]
+    assert names == ["fixed_0", "fixed_1", "other"]
+    assert resolve_rewards([functools.partial(fixed([]))])[0].name == "partial"
+
+
+def test_the_columns_that_rewards_need_must_be_there():
+    def needs(completions, solution, optional=None, **kwargs):
+        return []
+
+    @functools.wraps(needs)
+    def wrapper(**kwargs):
+        return needs(**kwargs)
+
+    for function in (needs, wrapper):
+        rewards = [NamedReward("needs", function)]
+        check_columns(rewards, ["solution"])
+        words = r"'needs' needs the column 'solution'.*did you mean solutions.*: solutions"
+        with pytest.raises(RewardError, match=words):
+            check_columns(rewards, ["solutions"])
+
+
+def test_there_is_one_weight_for_each_reward():
+    with pytest.raises(RewardError, match="2 rewards and 1 weights"):
+        Scorer(resolve_rewards([fixed([]), fixed([], "other")]), [1.0])
+    with pytest.raises(RewardError, match="0 rewards"):
+        Scorer([], [])
