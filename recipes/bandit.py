@@ -136,6 +136,11 @@ def roughness(points: Sequence[float]) -> float:
     return statistics.fmean(abs(after - before) for before, after in pairwise(points))
 
 
+def lost(points: Sequence[float]) -> float:
+    """What π(R) lost on its way up: the sum of its falls, 0 for a curve that only climbs."""
+    return sum(max(before - after, 0.0) for before, after in pairwise(points))
+
+
 def options(argv: Sequence[str]) -> tuple[int, int]:
     """Episodes and seeds from the command line."""
     parser = OptionParser(
@@ -157,7 +162,11 @@ def options(argv: Sequence[str]) -> tuple[int, int]:
 def main() -> None:
     """Let every player play every seed, and print a curve and the figures of each."""
     episodes, seeds = options(sys.argv[1:])
-    print(f"π(R) over {episodes} episodes; the curve is that of seed 0, from 0.5 to 1\n")
+    print(
+        f"π(R), the probability of the arm that pays more often, over {episodes} episodes.\n"
+        f"The curve is that of seed 0, a bar for {POINT} episodes, from 0.5 to 1; roughness is the\n"
+        "mean |Δπ| from bar to bar, and what is lost on the way is the sum of the falls.\n"
+    )
     for name, group, baseline in PLAYERS:
         started = time.perf_counter()
         games = [play(seed, episodes, group, baseline) for seed in range(seeds)]
@@ -165,12 +174,13 @@ def main() -> None:
         milliseconds = 1e3 * (time.perf_counter() - started) / steps
         curves = [game[:: POINT // group] for game in games]
         ends = [game[-1] for game in games]
-        jagged = statistics.fmean(map(roughness, curves))
         print(
-            f"{name:24}{drawn(curves[0])}\n"
-            f"{'':24}{games[0][0]:.3f} -> {statistics.fmean(ends):.3f}, mean of {seeds} seeds "
-            f"({min(ends):.3f} to {max(ends):.3f}); "
-            f"mean |Δπ| per {POINT} episodes {jagged:.4f}; {milliseconds:.1f} ms a step",
+            f"{name:25}{drawn(curves[0])}\n"
+            f"{'':25}π {games[0][0]:.3f} -> {statistics.fmean(ends):.3f} on average, "
+            f"{min(ends):.3f} to {max(ends):.3f} over {seeds} seeds\n"
+            f"{'':25}roughness {statistics.fmean(map(roughness, curves)):.4f}, "
+            f"lost on the way {statistics.fmean(map(lost, curves)):.3f}, "
+            f"{milliseconds:.1f} ms a step",
             flush=True,
         )
 

@@ -42,7 +42,9 @@ _SAMPLE = (*_MODEL, *_ENDS, "num_generations", "temperature", "seed", "torch_thr
 def settings_for(given: Mapping[str, Any]) -> Mapping[str, Any]:
     """The settings that a built-in model brings with it; none for any other model."""
     name = str(given["model_name_or_path"])
-    return model_settings(name) if name in BUILTIN_MODELS else {}
+    if name not in BUILTIN_MODELS:
+        return {}
+    return model_settings(name, adapters=ReinforceConfig(use_peft=given["use_peft"]).use_peft)
 
 
 def train(argv: Sequence[str]) -> None:
@@ -51,7 +53,7 @@ def train(argv: Sequence[str]) -> None:
         prog="rl4lm train",
         description="Fine-tune a causal language model with REINFORCE on rule-based rewards.",
     )
-    add_config_arguments(parser, base=settings_for({"model_name_or_path": _default_model()}))
+    add_config_arguments(parser, brought=settings_for(_defaults()))
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
     namespace = parser.parse_args(argv)
     run_training(config_from(namespace, base_for=settings_for), as_json=namespace.json)
@@ -86,7 +88,7 @@ def evaluate(argv: Sequence[str]) -> None:
     parser = OptionParser(
         prog="rl4lm eval", description="Greedy accuracy and reward of a model on prompts."
     )
-    add_config_arguments(parser, _EVAL, base=settings_for({"model_name_or_path": _default_model()}))
+    add_config_arguments(parser, _EVAL, brought=settings_for(_defaults()))
     parser.add_argument("--json", action="store_true", help="print the metrics as JSON")
     namespace = parser.parse_args(argv)
     config = config_from(namespace, base_for=_only(_EVAL))
@@ -125,9 +127,7 @@ def evaluate(argv: Sequence[str]) -> None:
 def sample(argv: Sequence[str]) -> None:
     """``rl4lm sample``: completions of prompts, to look at."""
     parser = OptionParser(prog="rl4lm sample", description="Completions of a model, to look at.")
-    add_config_arguments(
-        parser, _SAMPLE, base=settings_for({"model_name_or_path": _default_model()})
-    )
+    add_config_arguments(parser, _SAMPLE, brought=settings_for(_defaults()))
     parser.add_argument("--prompt", action="append", help="a prompt; may be repeated")
     parser.add_argument("--top_k", type=int, default=0, help="most likely tokens kept; 0 = all")
     parser.add_argument("--top_p", type=float, default=1.0, help="nucleus kept; 1 = all")
@@ -228,8 +228,8 @@ def score(argv: Sequence[str]) -> None:
         Screen().scores(namespace.reward, scored, summary)
 
 
-def _default_model() -> str:
-    return str(OPTIONS["model_name_or_path"].default)
+def _defaults() -> dict[str, Any]:
+    return {name: option.default for name, option in OPTIONS.items()}
 
 
 def _only(names: Sequence[str]) -> Callable[[Mapping[str, Any]], Mapping[str, Any]]:

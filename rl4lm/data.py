@@ -155,8 +155,8 @@ def _load_with_datasets(name: str, split: str) -> Sequence[Row]:
     if split not in found:
         raise MissingSplitError(
             f"the data set {name!r} has no split {split!r}; it has: {', '.join(found)}"
-            f"{did_you_mean(split, list(found))}. Choose splits with --dataset_train_split and "
-            "--dataset_test_split"
+            ". Choose splits with --dataset_train_split and --dataset_test_split"
+            f"{did_you_mean(split, list(found))}"
         )
     return found[split]
 

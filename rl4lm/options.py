@@ -80,6 +80,7 @@ def add_config_arguments(
     parser: argparse.ArgumentParser,
     names: Iterable[str] | None = None,
     base: Settings | None = None,
+    brought: Settings | None = None,
 ) -> None:
     """Add `--config` and options of `ReinforceConfig`, in a group for each theme.
 
@@ -87,6 +88,7 @@ def add_config_arguments(
         parser: gains the options; what is not given leaves no trace in its namespace.
         names: the fields that this verb takes, in any order; ``None`` stands for all of them.
         base: settings that the help shows as defaults; see `config_from`.
+        brought: settings of the default model, shown beside the defaults that other models get.
     """
     wanted = set(OPTIONS if names is None else names)
     parser.add_argument(
@@ -101,10 +103,13 @@ def add_config_arguments(
         if theme not in groups:
             groups[theme] = parser.add_argument_group(theme)
         option = OPTIONS[name]
-        _add_argument(groups[theme], option, (base or {}).get(name, option.default))
+        shown = _shown(option, (base or {}).get(name, option.default))
+        if brought and name in brought and brought[name] != option.default:
+            shown += f", {_shown(option, brought[name])} with the default model"
+        _add_argument(groups[theme], option, shown)
 
 
-def _add_argument(group: Any, option: Option, default: Any) -> None:
+def _add_argument(group: Any, option: Option, default: str) -> None:
     """Add one option as text; conversion and checks come later, in one place."""
     common: dict[str, Any] = {"dest": option.name, "default": argparse.SUPPRESS}
     if option.kind is bool:
@@ -122,14 +127,17 @@ def _add_argument(group: Any, option: Option, default: Any) -> None:
     group.add_argument(f"--{option.name}", help=_help(option, default), **common)
 
 
-def _help(option: Option, default: Any) -> str:
+def _help(option: Option, default: str) -> str:
     """Meaning, range and default of an option."""
-    if isinstance(default, list):
-        shown = " ".join(map(str, default)) or "empty"
-    else:
-        shown = "none" if default is None else str(default)
-        shown = shown.lower() if option.kind is bool else shown
-    return f"{option.help} [{option.expected}; default {shown}]".replace("%", "%%")
+    return f"{option.help} [{option.expected}; default {default}]".replace("%", "%%")
+
+
+def _shown(option: Option, value: Any) -> str:
+    """A value as one would type it."""
+    if isinstance(value, list):
+        return " ".join(map(str, value)) or "empty"
+    shown = "none" if value is None else str(value)
+    return shown.lower() if option.kind is bool else shown
 
 
 def config_from(

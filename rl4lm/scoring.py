@@ -134,8 +134,11 @@ def _import_module(name: str, place: str) -> ModuleType:
     try:
         return importlib.import_module(place)
     except (Exception, SystemExit) as error:
+        top = place.partition(".")[0]
+        file = getattr(sys.modules.get(top), "__file__", None)
+        seen = f"; {top} is {file}" if file else ""  # perhaps not the one that was meant
         raise RewardError(
-            f"the reward {name!r} cannot be loaded: {type(error).__name__}: {error}"
+            f"the reward {name!r} cannot be loaded: {type(error).__name__}: {error}{seen}"
         ) from error
 
 

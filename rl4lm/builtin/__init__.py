@@ -46,15 +46,26 @@ def model_path(name: str) -> Path:
     return _HERE / BUILTIN_MODELS[name]
 
 
-def model_settings(name: str) -> dict[str, Any]:
+def model_settings(name: str, adapters: bool = False) -> dict[str, Any]:
     """The training settings that suit a shipped checkpoint, as flat configuration keys.
+
+    Args:
+        name: of the model.
+        adapters: whether LoRA adapters are trained instead of the whole model.
 
     Raises:
         ConfigError: for a name that no shipped model has; names the nearest one.
     """
     _check_known("model", name, BUILTIN_MODELS)
-    path = _HERE / "settings" / f"{BUILTIN_MODELS[name]}.yaml"
-    settings: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    settings = _read_settings(f"{BUILTIN_MODELS[name]}.yaml")
+    if adapters:
+        settings |= _read_settings(f"{BUILTIN_MODELS[name]}.lora.yaml")
+    return settings
+
+
+def _read_settings(file: str) -> dict[str, Any]:
+    text = (_HERE / "settings" / file).read_text(encoding="utf-8")
+    settings: dict[str, Any] = yaml.safe_load(text)
     return settings
 
 

@@ -1,0 +1,205 @@
+"""Two processes over gloo, started as a user would start them, against one."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+CPU2 = RECIPES / "accelerate" / "cpu2.yaml"
+LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CPU2)]
+SECONDS = 100
+
+TINY = {"prompts_per_step": 4, "num_generations": 4, "max_steps": 3, "eval_samples": 0}
+# No clipping: scaling to a norm would hide a gradient that is twice too large.
+EXACT = {**TINY, "dtype": "float64", "optim": "sgd", "learning_rate": 1e-3, "max_grad_norm": 0}
+RUNS = {
+    "exact": {"config": EXACT, "reduce": True},
+    "adapters": {"config": {**TINY, "use_peft": True, "learning_rate": 1e-3}, "reduce": True},
+    "unreduced": {"config": EXACT, "reduce": False},
+}
+
+SCRIPT = """
+import hashlib, json, sys
+from pathlib import Path
+
+import torch
+
+from rl4lm import ReinforceConfig, ReinforceTrainer
+from rl4lm.world import World
+
+folder, runs = Path(sys.argv[1]), json.loads(sys.argv[2])
+sum_gradients = World.sum_gradients
+
+
+def digest(tensors):
+    content = b"".join(t.detach().contiguous().numpy().tobytes() for t in tensors)
+    return hashlib.sha256(content).hexdigest()
+
+
+class Recorder:
+    def __init__(self):
+        self.steps, self.gradient = [], None
+
+    def on_step_end(self, state, stats):
+        self.steps.append({
+            "prompts": [row["prompt"] for row in stats.completions],
+            "completions": [row["completion_ids"] for row in stats.completions],
+            "gradient": self.gradient,
+            "norm": stats.metrics["grad_norm"],
+            "weights": digest(trainer.policy.trainable().values()),
+        })
+
+
+for name, run in runs.items():
+    recorder = Recorder()
+
+    def reduce_and_look(world, parameters):
+        if run["reduce"]:
+            sum_gradients(world, parameters)
+        recorder.gradient = digest(p.grad for p in parameters)
+
+    World.sum_gradients = reduce_and_look
+    trainer = ReinforceTrainer(args=ReinforceConfig(**run["config"]), callbacks=[recorder])
+    before = {k: p.detach().clone() for k, p in trainer.policy.trainable().items()}
+    trainer.train()
+    place = f"{name}-{trainer.world.rank}"
+    (folder / f"{place}.json").write_text(json.dumps(
+        {"processes": trainer.world.size, "steps": recorder.steps}
+    ))
+    after = {k: p.detach() for k, p in trainer.policy.trainable().items()}
+    torch.save({"before": before, "after": after}, folder / f"{place}.pt")
+trainer.world.close()
+"""
+
+
+def start(words, folder):
+    """Run a command to its end in a folder; a launcher that is stopped stops its processes."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    process = subprocess.Popen(
+        [str(word) for word in words],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        out, err = process.communicate(timeout=SECONDS)
+    finally:
+        process.terminate()
+        process.wait(timeout=20)
+    return subprocess.CompletedProcess(words, process.returncode, out, err)
+
+
+def recorded(folder, name, rank):
+    """What a process of a run wrote down: its steps, and its weights before and after."""
+    notes = json.loads((folder / f"{name}-{rank}.json").read_text(encoding="utf-8"))
+    return notes, torch.load(folder / f"{name}-{rank}.pt")
+
+
+def flat(weights):
+    """All tensors of a run as one float64 vector."""
+    return torch.cat([tensor.double().flatten() for tensor in weights.values()])
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """The folder in which two processes wrote down all runs."""
+    folder = tmp_path_factory.mktemp("two")
+    (folder / "script.py").write_text(SCRIPT, encoding="utf-8")
+    done = start([*LAUNCH, folder / "script.py", folder, json.dumps(RUNS)], folder)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    """The folder in which one process wrote down the exact run."""
+    folder = tmp_path_factory.mktemp("one")
+    (folder / "script.py").write_text(SCRIPT, encoding="utf-8")
+    runs = json.dumps({"exact": RUNS["exact"]})
+    done = start([sys.executable, folder / "script.py", folder, runs], folder)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("name", ["exact", "adapters"])
+def test_two_processes_work_on_different_prompts_and_end_each_step_with_equal_bits(two, name):
+    (first, _), (second, _) = recorded(two, name, 0), recorded(two, name, 1)
+    assert first["processes"] == second["processes"] == 2
+    assert len(first["steps"]) == 3
+    for mine, theirs in zip(first["steps"], second["steps"], strict=True):
+        assert set(mine["prompts"]).isdisjoint(theirs["prompts"])
+        assert mine["gradient"] == theirs["gradient"]
+        assert mine["weights"] == theirs["weights"]
+    assert len({step["weights"] for step in first["steps"]}) == 3  # and every step moves them
+
+
+@pytest.mark.timeout(120)
+def test_without_the_reduction_the_gradients_and_the_weights_of_the_processes_part(two):
+    (first, _), (second, _) = recorded(two, "unreduced", 0), recorded(two, "unreduced", 1)
+    for mine, theirs in zip(first["steps"], second["steps"], strict=True):
+        assert mine["gradient"] != theirs["gradient"]
+        assert mine["weights"] != theirs["weights"]
+
+
+@pytest.mark.timeout(120)
+def test_two_processes_draw_the_same_completions_as_one_token_for_token(one, two):
+    alone, _ = recorded(one, "exact", 0)
+    (first, _), (second, _) = recorded(two, "exact", 0), recorded(two, "exact", 1)
+    assert alone["processes"] == 1
+    for whole, mine, theirs in zip(alone["steps"], first["steps"], second["steps"], strict=True):
+        assert whole["prompts"] == mine["prompts"] + theirs["prompts"]
+        assert whole["completions"] == mine["completions"] + theirs["completions"]
+
+
+@pytest.mark.timeout(120)
+def test_two_processes_reach_the_weights_of_one(one, two):
+    alone, weights = recorded(one, "exact", 0)
+    together, shared = recorded(two, "exact", 0)
+    for mine, theirs in zip(alone["steps"], together["steps"], strict=True):
+        assert theirs["norm"] == pytest.approx(mine["norm"], rel=1e-12)
+    before, after = flat(weights["before"]), flat(weights["after"])
+    assert torch.equal(before, flat(shared["before"]))
+    # The way that the weights went is compared too: it is short beside the weights themselves.
+    way, shared_way = after - before, flat(shared["after"]) - before
+    assert way.norm() > 1e-4 * before.norm()
+    assert (flat(shared["after"]) - after).norm() <= 1e-12 * after.norm()
+    assert (shared_way - way).norm() <= 1e-10 * way.norm()
+    _, parted = recorded(two, "unreduced", 0)
+    assert (flat(parted["after"]) - after).norm() > 1e-2 * way.norm()
+
+
+@pytest.mark.timeout(120)
+def test_the_arithmetic_recipe_runs_on_two_processes(tmp_path):
+    options = ["--max_steps", "5", "--prompts_per_step", "4", "--eval_samples", "30"]
+    done = start(
+        [*LAUNCH, RECIPES / "arithmetic.py", *options, "--output_dir", tmp_path / "run"], tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text(encoding="utf-8"))
+    assert summary["processes"] == 2
+    assert (summary["steps"], summary["samples"]) == (5, 5 * 4 * 8)
+    assert summary["eval_before"]["samples"] == summary["eval_after"]["samples"] == 30
+    step = (tmp_path / "run" / "completions" / "step-000005.jsonl").read_text(encoding="utf-8")
+    assert len(step.splitlines()) == 4 * 8  # those of both processes
+    assert "UserWarning" not in done.stderr
+    assert done.stdout.count("before training") == 1  # only the main process speaks
+
+
+@pytest.mark.timeout(120)
+def test_prompts_that_cannot_be_dealt_evenly_are_refused_before_anything_is_written(tmp_path):
+    words = [*LAUNCH, RECIPES / "arithmetic.py", "--prompts_per_step", "7"]
+    done = start([*words, "--output_dir", tmp_path / "run"], tmp_path)
+    assert done.returncode != 0
+    assert "prompts_per_step=7 cannot be dealt to 2 processes" in done.stderr
+    assert "such as 6 or 8" in done.stderr
+    assert not (tmp_path / "run").exists()
