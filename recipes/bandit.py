@@ -164,8 +164,8 @@ def main() -> None:
     episodes, seeds = options(sys.argv[1:])
     print(
         f"π(R), the probability of the arm that pays more often, over {episodes} episodes.\n"
-        f"The curve is that of seed 0, a bar for {POINT} episodes, from 0.5 to 1; roughness is the\n"
-        "mean |Δπ| from bar to bar, and what is lost on the way is the sum of the falls.\n"
+        f"The curve is that of seed 0, a bar for {POINT} episodes, from 0.5 to 1. Roughness is\n"
+        "the mean |Δπ| from bar to bar; what is lost on the way is the sum of the falls.\n"
     )
     for name, group, baseline in PLAYERS:
         started = time.perf_counter()

@@ -1,4 +1,4 @@
-"""A reward of one's own on data of one's own: teach a model that can add to answer in round numbers.
+"""A reward of one's own on data of one's own: teach a model that adds to give round numbers.
 
     accelerate launch recipes/custom_reward.py [--key value ...]
 
@@ -39,12 +39,14 @@ def main() -> None:
     config = parse_options(
         sys.argv[1:],
         prog="recipes/custom_reward.py",
-        description="Teach a model that can add to answer in round numbers.",
+        description="Teach a model that adds to give round numbers.",
         base={
             "dataset_name": str(DATA),
             "output_dir": "runs/custom_reward",
             "prompts_per_step": 32,
+            "num_generations": 8,
             "max_steps": 60,
+            "warmup_steps": 10,
         },
         base_for=settings_for,
     )

@@ -197,8 +197,10 @@ def parse_options(
     """
     parser = OptionParser(prog=prog, description=description)
     defaults = {name: option.default for name, option in OPTIONS.items()} | dict(base or {})
-    brought = base_for(defaults) if base_for else {}
-    add_config_arguments(parser, base={**brought, **(base or {})})
+    brought = dict(base_for(defaults)) if base_for else {}
+    for name in base or {}:  # the caller's own settings override those
+        brought.pop(name, None)
+    add_config_arguments(parser, base=base, brought=brought)
     return config_from(parser.parse_args(argv), base=base, base_for=base_for)
 
 
