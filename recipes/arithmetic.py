@@ -4,7 +4,9 @@
 
 `python recipes/arithmetic.py` does the same in one process. Every option of `rl4lm train` is taken
 and has the same default; the run goes to runs/arithmetic unless --output_dir says otherwise.
-MEASURED
+
+One CPU core, no download, 3 minutes of its time. Expect the greedy accuracy on 500 held-out
+problems to go from 53 % to about 86 % (one run, seed 0, 320 steps).
 """
 
 from __future__ import annotations

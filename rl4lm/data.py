@@ -10,20 +10,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rl4lm.builtin import dataset_rows
-from rl4lm.errors import DataError, MissingSplitError, did_you_mean
+from rl4lm.errors import DataError, did_you_mean
 from rl4lm.randomness import permutation
+from rl4lm.sources import Row, load_rows
 from rl4lm.types import Example
-
-Row = Mapping[str, Any]
-
-_FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 
 
 @dataclass(frozen=True)
@@ -118,47 +113,7 @@ def load_split(name: str, split: str, prompt_column: str) -> PromptData:
         MissingSplitError: no such split.
         DataError: nothing there, unreadable, no rows, or no such column.
     """
-    if name.startswith("builtin:"):
-        rows: Sequence[Row] = dataset_rows(name, split)
-    else:
-        rows = _load_with_datasets(name, split)
-    return PromptData(rows, prompt_column, split)
-
-
-def _load_with_datasets(name: str, split: str) -> Sequence[Row]:
-    path = Path(name).expanduser()
-    file_format = _FORMATS.get(path.suffix.lower())
-    if file_format and not path.is_file():
-        raise DataError(f"there is no file {name!r} (looked in {Path.cwd()})")
-    if path.is_file() and file_format is None:
-        raise DataError(
-            f"{name!r} is a {path.suffix or 'nameless'} file; prompts are read from "
-            f"{', '.join(_FORMATS)}"
-        )
-    if file_format and path.stat().st_size == 0:
-        raise DataError(f"{name!r} is empty; at least one prompt is needed")
-    import datasets
-
-    datasets.disable_progress_bars()
-    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # errors are told in our words
-    try:
-        if file_format:
-            found = datasets.load_dataset(file_format, data_files={"train": str(path)})
-        else:
-            found = datasets.load_dataset(str(path) if path.is_dir() else name)
-    except Exception as error:
-        cause = error.__cause__ or error
-        reason = str(cause).strip().split("\n")[0] or type(cause).__name__
-        if isinstance(cause, StopIteration) or "corresponds to no data" in reason:
-            reason = "it has no rows"
-        raise DataError(f"the data set {name!r} cannot be read: {reason[:300]}") from error
-    if split not in found:
-        raise MissingSplitError(
-            f"the data set {name!r} has no split {split!r}; it has: {', '.join(found)}"
-            ". Choose splits with --dataset_train_split and --dataset_test_split"
-            f"{did_you_mean(split, list(found))}"
-        )
-    return found[split]
+    return PromptData(load_rows(name, split), prompt_column, split)
 
 
 def from_dataset(data: Any, prompt_column: str, split: str) -> PromptData:

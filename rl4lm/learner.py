@@ -21,7 +21,6 @@ from rl4lm.baselines import advantages as subtract_baseline
 from rl4lm.config import ReinforceConfig
 from rl4lm.data import stream_indices
 from rl4lm.errors import TrainingError
-from rl4lm.loading import inference_mode_of
 from rl4lm.losses import logprob_weights, reinforce_loss
 from rl4lm.metrics import (
     Stopwatch,
@@ -33,6 +32,7 @@ from rl4lm.metrics import (
 )
 from rl4lm.optim import make_optimizer, make_scheduler, scale_to_norm
 from rl4lm.policy import Policy
+from rl4lm.preparing import inference_mode_of
 from rl4lm.randomness import Stream
 from rl4lm.sampling import EndRule, InverseCdf, generate
 from rl4lm.scoring import RewardContext

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from rl4lm.errors import ModelError, TrainingError
-from rl4lm.loading import inference_mode_of
 from rl4lm.policy import Policy
+from rl4lm.preparing import inference_mode_of
 from rl4lm.randomness import Stream, uniforms
 from rl4lm.sampling import EndRule, generate, greedy
 from rl4lm.types import Rollout

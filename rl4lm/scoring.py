@@ -11,28 +11,50 @@ Rewards run in the trainer's own process, without a time limit.
 from __future__ import annotations
 
 import asyncio
-import importlib
-import importlib.util
 import inspect
 import math
-import sys
-from collections.abc import Awaitable, Callable, Mapping, Sequence, Set
+from collections.abc import Awaitable, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
 
-from rl4lm.errors import RewardError, RewardFailedError, did_you_mean
+from rl4lm.errors import RewardError, RewardFailedError
+from rl4lm.reward_lookup import NamedReward
 from rl4lm.types import Example, Scores
 
-Reward = Callable[..., "Sequence[float | None] | Awaitable[Sequence[float | None]]"]
-
-_ALWAYS = ("prompts", "completions")
-_ON_REQUEST = ("completion_ids", "trainer_state", "log_extra", "log_metric")
-_PER_SAMPLE = ("prompt", "completion")  # what a wrapped per-sample function may name
+# Names that a reward's own notes may not take.
+COMPLETION_FIELDS = (
+    "step",
+    "prompt_id",
+    "sample",
+    "prompt",
+    "completion",
+    "prompt_ids",
+    "completion_ids",
+    "reward",
+    "rewards",
+    "advantage",
+    "sampling_logprob",
+    "truncated",
+)
+METRIC_NAMES = (
+    "step",
+    "reward",
+    "reward_std",
+    "frac_reward_zero_std",
+    "rewards_not_applicable",
+    "entropy",
+    "effective_samples",
+    "grad_norm",
+    "grad_clipped",
+    "updated",
+    "learning_rate",
+    "sampler_gap_mean",
+    "sampler_gap_max",
+    "tokens_per_second",
+)
 
 
 @dataclass(frozen=True)
@@ -42,125 +64,6 @@ class RewardContext:
     global_step: int  # optimizer steps finished
     max_steps: int
     seed: int
-
-
-@dataclass(frozen=True)
-class NamedReward:
-    """A reward function under the name that the logs use."""
-
-    name: str
-    function: Reward
-
-
-def resolve_rewards(rewards: Sequence[str | Reward]) -> list[NamedReward]:
-    """Turn names and callables into rewards with distinct names.
-
-    Args:
-        rewards: callables, or names: ``package.module:function`` (also with a dot) or
-            ``path/to/file.py:function``.
-
-    Raises:
-        RewardError: a name that does not resolve, or something that cannot be called.
-    """
-    found = [NamedReward(_short_name(r), _resolve(r)) for r in rewards]
-    taken = [reward.name for reward in found]
-    return [
-        r if taken.count(r.name) == 1 else NamedReward(f"{r.name}_{i}", r.function)
-        for i, r in enumerate(found)
-    ]
-
-
-def _short_name(reward: str | Reward) -> str:
-    if isinstance(reward, str):
-        return reward.replace(":", ".").split(".")[-1]
-    return getattr(reward, "__name__", type(reward).__name__)
-
-
-def _resolve(reward: str | Reward) -> Reward:
-    if isinstance(reward, str):
-        reward = _import(reward)
-    if not callable(reward):
-        raise RewardError(
-            f"a reward must be a function or its name, got {type(reward).__name__}: {reward!r:.100}"
-        )
-    return reward
-
-
-def _import(name: str) -> Any:
-    place, separator, function = name.rpartition(":")
-    if not separator and name.endswith(".py"):
-        raise RewardError(f"the reward {name!r} names no function: write it as {name}:function")
-    if not separator:
-        place, separator, function = name.rpartition(".")
-    if not place or not function:
-        raise RewardError(
-            f"the reward {name!r} cannot be found: name it as package.module:function or "
-            "path/to/file.py:function"
-        )
-    module = _import_file(name, place) if place.endswith(".py") else _import_module(name, place)
-    if not hasattr(module, function):
-        public = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]
-        raise RewardError(
-            f"the reward {name!r} cannot be found: {place} has no {function!r}"
-            f"{did_you_mean(function, public)}"
-        )
-    return getattr(module, function)
-
-
-def _import_file(name: str, place: str) -> ModuleType:
-    path = Path(place).expanduser().resolve()
-    if not path.is_file():
-        raise RewardError(f"the reward {name!r} cannot be found: there is no file {str(path)!r}")
-    spec = importlib.util.spec_from_file_location(f"rl4lm_reward_{path.stem}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # so that its dataclasses and pickles find their module
-    sys.path.insert(0, str(path.parent))  # so that it can import its neighbours
-    try:
-        spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
-        raise RewardError(
-            f"the reward {name!r} cannot be loaded: {type(error).__name__}: {error}"
-        ) from error
-    finally:
-        sys.path.remove(str(path.parent))
-    return module
-
-
-def _import_module(name: str, place: str) -> ModuleType:
-    if str(Path.cwd()) not in sys.path:  # a console script does not put it there
-        sys.path.append(str(Path.cwd()))
-    try:
-        return importlib.import_module(place)
-    except (Exception, SystemExit) as error:
-        top = place.partition(".")[0]
-        file = getattr(sys.modules.get(top), "__file__", None)
-        seen = f"; {top} is {file}" if file else ""  # perhaps not the one that was meant
-        raise RewardError(
-            f"the reward {name!r} cannot be loaded: {type(error).__name__}: {error}{seen}"
-        ) from error
-
-
-def check_columns(rewards: Sequence[NamedReward], columns: Sequence[str]) -> None:
-    """Refuse rewards that need a column which the data do not have.
-
-    Raises:
-        RewardError: names the function, the column and the columns there are.
-    """
-    known = {*columns, *_ALWAYS, *_ON_REQUEST, *_PER_SAMPLE}
-    for reward in rewards:
-        # What a decorator such as `rewards.per_sample` wraps is what names the columns.
-        named = getattr(reward.function, "__wrapped__", reward.function)
-        for parameter in inspect.signature(named).parameters.values():
-            required = parameter.default is inspect.Parameter.empty
-            fixed = parameter.kind in (parameter.KEYWORD_ONLY, parameter.POSITIONAL_OR_KEYWORD)
-            if required and fixed and parameter.name not in known:
-                raise RewardError(
-                    f"the reward {reward.name!r} needs the column {parameter.name!r}, which the "
-                    f"data do not have{did_you_mean(parameter.name, columns)}; "
-                    f"their columns are: {', '.join(columns) or 'none besides the prompt'}"
-                )
 
 
 class Scorer:
@@ -198,16 +101,13 @@ class Scorer:
             RewardError: a reward returned something that is not a list of B floats or Nones.
             RewardFailedError: a reward raised.
         """
-        extra: dict[str, Sequence[Any]] = {}
-        metrics: dict[str, float] = {}
+        notes = [_Notes(len(completions), prefix) for prefix in self._prefixes()]
         offered = _keywords(examples, completions, completion_ids, context)
-        offered["log_extra"] = lambda name, values: extra.__setitem__(name, list(values))
-        offered["log_metric"] = lambda name, value: metrics.__setitem__(name, float(value))
         group = len(completions) // len(examples)
         ids = [examples[i // group].prompt_id for i in range(len(completions))]
         values = [
             _checked(reward, result, ids)
-            for reward, result in zip(self._rewards, self._call_all(offered), strict=True)
+            for reward, result in zip(self._rewards, self._call_all(offered, notes), strict=True)
         ]
         per_reward = torch.tensor(values, dtype=torch.float64)  # [K, B], nan where None
         applies = ~per_reward.isnan()
@@ -217,13 +117,20 @@ class Scorer:
             rewards=weighted.sum(dim=0).reshape(shape),
             valid=applies.any(dim=0).reshape(shape),
             parts={n: v.reshape(shape) for n, v in zip(self.names, per_reward, strict=True)},
-            extra=extra,
-            metrics=metrics,
+            extra={name: values for note in notes for name, values in note.extra.items()},
+            metrics={name: value for note in notes for name, value in note.metrics.items()},
         )
 
-    def _call_all(self, offered: Mapping[str, Any]) -> list[Any]:
+    def _prefixes(self) -> list[str]:
+        """What each reward's notes are filed under; a lone reward needs no distinction."""
+        return [""] if len(self._rewards) == 1 else [f"{name}/" for name in self.names]
+
+    def _call_all(self, offered: Mapping[str, Any], notes: Sequence[_Notes]) -> list[Any]:
         """Call every reward; the async ones run concurrently, after the others."""
-        results = [_call(reward, offered) for reward in self._rewards]
+        results = [
+            _call(r, {**offered, "log_extra": n.log_extra, "log_metric": n.log_metric})
+            for r, n in zip(self._rewards, notes, strict=True)
+        ]
         waiting = {i: r for i, r in enumerate(results) if inspect.isawaitable(r)}
         if waiting:
             # A thread of its own, because a notebook's thread already runs an event loop.
@@ -232,6 +139,34 @@ class Scorer:
             for i, result in zip(waiting, gathered, strict=True):
                 results[i] = result
         return results
+
+
+class _Notes:
+    """What one reward logs about the completions of one call."""
+
+    def __init__(self, rows: int, prefix: str) -> None:
+        self.extra: dict[str, list[Any]] = {}
+        self.metrics: dict[str, float] = {}
+        self._rows = rows
+        self._prefix = prefix
+
+    def log_extra(self, name: str, values: Sequence[Any]) -> None:
+        """Keep a value per completion for the completions file."""
+        if len(values) != self._rows:
+            raise ValueError(
+                f"log_extra({name!r}, …) got {len(values)} values for {self._rows} completions"
+            )
+        self.extra[self._free(name, COMPLETION_FIELDS)] = list(values)
+
+    def log_metric(self, name: str, value: float) -> None:
+        """Keep a number for the metrics of the step."""
+        self.metrics[self._free(name, METRIC_NAMES)] = float(value)
+
+    def _free(self, name: str, taken: Sequence[str]) -> str:
+        full = self._prefix + name
+        if full in taken or full.startswith(("rewards/", "time/")):
+            raise ValueError(f"{full!r} is a name of the log's own; choose another one")
+        return full
 
 
 async def _gather(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,9 +21,9 @@ from rl4lm.config import ReinforceConfig
 from rl4lm.console import Screen
 from rl4lm.evaluate import evaluate
 from rl4lm.learner import Learner
-from rl4lm.loading import describe
 from rl4lm.metrics import peak_memory_bytes
-from rl4lm.scoring import Reward
+from rl4lm.preparing import describe
+from rl4lm.reward_lookup import Reward
 from rl4lm.tracking import RunDirectory, check_run_directory, prepare_run_directory
 from rl4lm.types import Rollout, StepStats, TrainState
 from rl4lm.world import World
@@ -86,6 +87,7 @@ class ReinforceTrainer:
         self._ends = end_rule(config, self.policy)
         self._learner = Learner(config, self.policy, self.task, self._ends, self.world)
         self._callbacks = list(callbacks or [])
+        self._given = _described(model, reward_funcs, train_dataset, eval_dataset)
         self._introduce(notes)
 
     @property
@@ -119,16 +121,15 @@ class ReinforceTrainer:
             ``steps``, ``samples``, ``tokens``, ``train_seconds``, ``peak_memory_bytes``, ``seed``,
             ``version`` and more.
         """
-        before = self.evaluate()  # first, so that a broken reward costs no earlier run its files
-        directory = self._open_directory()
-        self._record_evaluation(directory, "before training", before)
-        seconds = self._loop(directory)
+        before = self.evaluate()
+        self._record_evaluation("before training", before)
+        seconds = self._loop()
         after = self.evaluate()
-        self._record_evaluation(directory, "after training", after)
+        self._record_evaluation("after training", after)
         summary = self._summary(before, after, seconds)
-        if directory is not None:
-            save_weights(self.policy, directory.path / "model")
-            directory.write_summary(summary)
+        if self._directory is not None:
+            save_weights(self.policy, self._directory.path / "model")
+            self._directory.write_summary(summary)
         self._show_result(summary)
         self.world.wait()
         return summary
@@ -149,19 +150,19 @@ class ReinforceTrainer:
             world=self.world,
         )
 
-    def _loop(self, directory: RunDirectory | None) -> float:
+    def _loop(self) -> float:
         """The steps of the run; returns the seconds spent in them, evaluations left out."""
         config, started, evaluating = self.config, time.monotonic(), 0.0
         self.screen.start(self.state.step, config.max_steps)
         try:
             while self.state.step < config.max_steps:
                 stats = self._learner.step()
-                self._record_step(directory, stats)
+                self._record_step(stats)
                 for callback in self._callbacks:
                     callback.on_step_end(self.state, stats)
                 if config.eval_steps and stats.step % config.eval_steps == 0:
                     pause = time.monotonic()
-                    self._record_evaluation(directory, f"at step {stats.step}", self.evaluate())
+                    self._record_evaluation(f"at step {stats.step}", self.evaluate())
                     evaluating += time.monotonic() - pause
                 if self._time_is_up(time.monotonic() - started - evaluating):
                     break
@@ -180,8 +181,13 @@ class ReinforceTrainer:
             check_run_directory(Path(self.config.output_dir), self.config.overwrite_output_dir)
         self.world.wait()  # so that no process sees what another has begun to write
 
-    def _open_directory(self) -> RunDirectory | None:
-        """The run directory on the main process, None elsewhere or where nothing is written."""
+    @cached_property
+    def _directory(self) -> RunDirectory | None:
+        """The run directory on the main process, None elsewhere or where nothing is written.
+
+        Made when there is something to write, so that a reward that breaks at its first call
+        costs no earlier run its files.
+        """
         if self.config.output_dir is None or not self.world.is_main:
             return None
         directory = prepare_run_directory(Path(self.config.output_dir))
@@ -195,14 +201,15 @@ class ReinforceTrainer:
             "processes": self.world.size,
             "device": str(self.world.device),
             "torch_threads": torch.get_num_threads(),
+            **self._given,
             **{name: version(name) for name in libraries},
         }
 
-    def _record_step(self, directory: RunDirectory | None, stats: StepStats) -> None:
+    def _record_step(self, stats: StepStats) -> None:
         rows = self.world.gather_lists(stats.completions)
-        if directory is not None:
-            directory.log_step(stats.metrics)
-            directory.log_completions(stats.step, rows)
+        if self._directory is not None:
+            self._directory.log_step(stats.metrics)
+            self._directory.log_completions(stats.step, rows)
         self.screen.step(stats.step, stats.metrics)
         if (
             self.config.sample_table_steps
@@ -212,13 +219,11 @@ class ReinforceTrainer:
         if not stats.metrics["updated"]:
             self.screen.skipped(stats.step, stats.metrics)
 
-    def _record_evaluation(
-        self, directory: RunDirectory | None, when: str, metrics: dict[str, float]
-    ) -> None:
+    def _record_evaluation(self, when: str, metrics: dict[str, float]) -> None:
         if not metrics:
             return
-        if directory is not None:
-            directory.log_eval({"step": self.state.step, **metrics})
+        if self._directory is not None:
+            self._directory.log_eval({"step": self.state.step, **metrics})
         self.screen.evaluation(when, metrics)
 
     def _introduce(self, notes: Sequence[str]) -> None:
@@ -276,3 +281,26 @@ def _listed(
     if isinstance(reward_funcs, str) or callable(reward_funcs):
         return [reward_funcs]
     return reward_funcs
+
+
+def _described(
+    model: Any, reward_funcs: Any, train_dataset: Any, eval_dataset: Any
+) -> dict[str, Any]:
+    """What was handed in from Python instead of being named in the configuration."""
+    names = [
+        reward if isinstance(reward, str) else f"{reward.__module__}:{reward.__qualname__}"
+        for reward in _listed(reward_funcs) or []
+        if isinstance(reward, str) or hasattr(reward, "__qualname__")
+    ]
+    given = {
+        "model": model if isinstance(model, str) else type(model).__name__,
+        "reward_funcs": ", ".join(names),
+        "train_dataset": type(train_dataset).__name__,
+        "eval_dataset": type(eval_dataset).__name__,
+    }
+    handed = (model, reward_funcs, train_dataset, eval_dataset)
+    return {
+        f"given in Python, {name}": value
+        for (name, value), thing in zip(given.items(), handed, strict=True)
+        if thing is not None
+    }

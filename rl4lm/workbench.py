@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from rl4lm.errors import DataError, OutputError
-from rl4lm.scoring import RewardContext, Scorer, check_columns, resolve_rewards
+from rl4lm.reward_lookup import check_columns, resolve_rewards
+from rl4lm.scoring import RewardContext, Scorer
 from rl4lm.types import Example
 
 Row = Mapping[str, Any]

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from rl4lm import ReinforceConfig, ReinforceTrainer, Rollout
-from rl4lm.loading import make_policy
 from rl4lm.policy import Policy
+from rl4lm.preparing import make_policy
 from rl4lm.text import TextCodec
 
 VOCABULARY = 97

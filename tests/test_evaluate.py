@@ -10,9 +10,11 @@ import torch
 
 from rl4lm.data import PromptData
 from rl4lm.evaluate import evaluate, summarize
-from rl4lm.loading import load_model, make_policy, open_model
+from rl4lm.loading import load_model, open_model
+from rl4lm.preparing import make_policy
+from rl4lm.reward_lookup import resolve_rewards
 from rl4lm.sampling import EndRule
-from rl4lm.scoring import RewardContext, Scorer, resolve_rewards
+from rl4lm.scoring import RewardContext, Scorer
 from rl4lm.text import TextCodec
 
 MODEL = "builtin:tiny-arithmetic"

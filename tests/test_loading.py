@@ -20,15 +20,8 @@ from transformers.utils import logging
 
 from rl4lm.builtin import model_path
 from rl4lm.errors import ConfigError, ModelError
-from rl4lm.loading import (
-    add_adapter,
-    add_lora,
-    describe,
-    inference_mode_of,
-    load_model,
-    make_policy,
-    open_model,
-)
+from rl4lm.loading import add_adapter, add_lora, load_model, open_model
+from rl4lm.preparing import describe, inference_mode_of, make_policy
 from rl4lm.text import TextCodec
 
 CPU = torch.device("cpu")

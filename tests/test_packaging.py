@@ -23,7 +23,7 @@ from rl4lm.builtin import BUILTIN_MODELS, model_path, model_settings
 from rl4lm.config import ReinforceConfig
 from rl4lm.data import load_split
 from rl4lm.loading import open_model
-from rl4lm.scoring import resolve_rewards
+from rl4lm.reward_lookup import resolve_rewards
 
 functions = []
 for settings in [{}, *map(model_settings, BUILTIN_MODELS)]:

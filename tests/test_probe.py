@@ -10,7 +10,8 @@ from transformers.models.llama import modeling_llama
 
 from rl4lm import policy as policy_module
 from rl4lm.errors import ModelError, TrainingError
-from rl4lm.loading import add_adapter, inference_mode_of
+from rl4lm.loading import add_adapter
+from rl4lm.preparing import inference_mode_of
 from rl4lm.probe import probe
 from rl4lm.randomness import Stream
 from rl4lm.sampling import EndRule, InverseCdf, generate

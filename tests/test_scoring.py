@@ -12,13 +12,8 @@ import pytest
 import torch
 
 from rl4lm.errors import RewardError, RewardFailedError
-from rl4lm.scoring import (
-    NamedReward,
-    RewardContext,
-    Scorer,
-    check_columns,
-    resolve_rewards,
-)
+from rl4lm.reward_lookup import NamedReward, check_columns, resolve_rewards
+from rl4lm.scoring import RewardContext, Scorer
 from rl4lm.types import Example
 
 CONTEXT = RewardContext(global_step=4, max_steps=9, seed=1)

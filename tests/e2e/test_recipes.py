@@ -169,7 +169,7 @@ def test_a_game_is_that_of_the_two_parameter_softmax_bandit(baseline):
 
     points = bandit.play(0, 120, 4, baseline, recorded)
     expected = replayed(steps, bandit.LEARNING_RATE, leave_one_out=baseline != "none")
-    assert points == pytest.approx(expected, abs=1e-6)
+    assert points == pytest.approx(expected, abs=1e-12)
     wrong = replayed(steps, bandit.LEARNING_RATE, leave_one_out=baseline == "none")
     assert points != pytest.approx(wrong, abs=1e-2)
 

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from rl4lm import Rollout, logprobs, sampling
-from rl4lm.loading import inference_mode_of, load_model, make_policy, open_model
+from rl4lm.loading import load_model, open_model
 from rl4lm.policy import Policy
+from rl4lm.preparing import inference_mode_of, make_policy
 from rl4lm.randomness import Stream
 from rl4lm.sampling import EndRule, InverseCdf, generate
 from rl4lm.text import TextCodec

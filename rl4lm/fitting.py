@@ -1,0 +1,101 @@
+"""Whether the prompts fit the model: their lengths before the weights are read, their ids after."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from rl4lm.config import ReinforceConfig
+from rl4lm.data import PromptData
+from rl4lm.errors import DataError, ModelError
+from rl4lm.text import TextCodec
+
+_ENCODED_AT_ONCE = 4096  # prompts
+
+
+def check_prompts(
+    config: ReinforceConfig, codec: TextCodec, context: int | None, data: Sequence[PromptData]
+) -> int:
+    """Refuse prompts that are longer than asked for, or that leave no room for a completion.
+
+    Args:
+        config: gives `max_prompt_length` and `max_completion_length`.
+        codec: turns the prompts into ids.
+        context: positions of the model; None where it does not say.
+        data: the splits whose prompts are used.
+
+    Returns:
+        The largest token id of any prompt.
+
+    Raises:
+        DataError: prompts over `max_prompt_length`, counted.
+        ModelError: the longest prompt and the completion do not fit the model's context.
+    """
+    largest = 0
+    for split in data:
+        lengths, largest_here = _measure(codec, split)
+        largest = max(largest, largest_here)
+        _check_lengths(config, context, split.split, lengths)
+    return largest
+
+
+def _measure(codec: TextCodec, split: PromptData) -> tuple[list[int], int]:
+    """The length of every prompt in tokens, and the largest id."""
+    lengths: list[int] = []
+    largest = 0
+    for start in range(0, len(split), _ENCODED_AT_ONCE):
+        examples = split.examples(range(start, min(start + _ENCODED_AT_ONCE, len(split))))
+        encoded = codec.encode([example.prompt for example in examples])
+        lengths += [len(ids) for ids in encoded]
+        largest = max(largest, max(max(ids) for ids in encoded))
+    return lengths, largest
+
+
+def _check_lengths(
+    config: ReinforceConfig, context: int | None, split: str, lengths: Sequence[int]
+) -> None:
+    row = max(range(len(lengths)), key=lengths.__getitem__)
+    longest, limit = lengths[row], config.max_prompt_length
+    if limit is not None and longest > limit:
+        over = sum(length > limit for length in lengths)
+        raise DataError(
+            f"{over} of the {len(lengths)} prompts of split {split!r} are longer than "
+            f"max_prompt_length={limit} tokens (the longest, row {row}, has {longest}); "
+            "shorten or drop them, or raise the limit"
+        )
+    if context is None or longest + config.max_completion_length <= context:
+        return
+    remedy = (
+        f"lower the latter to at most {context - longest}, or drop long prompts"
+        if longest < context
+        else "drop that prompt"
+    )
+    raise ModelError(
+        f"the model's context of {context} tokens is too short for the longest prompt of split "
+        f"{split!r} (row {row}, {longest} tokens) plus "
+        f"max_completion_length={config.max_completion_length}; {remedy}"
+    )
+
+
+def check_vocabulary(model: nn.Module, largest: int, stop_token_ids: Sequence[int]) -> None:
+    """Refuse token ids that the model has no embedding for.
+
+    Raises:
+        ModelError: the tokenizer belongs to another model.
+        DataError: a stop token that cannot be drawn.
+    """
+    embeddings: Any = model.get_input_embeddings()  # type: ignore[operator]
+    size = embeddings.weight.shape[0]
+    if largest >= size:
+        raise ModelError(
+            f"the prompts hold token id {largest}, and the model knows ids below {size}; give the "
+            "tokenizer that belongs to the model"
+        )
+    beyond = [token for token in stop_token_ids if token >= size]
+    if beyond:
+        raise DataError(
+            f"stop_token_ids holds {', '.join(map(str, beyond))}, and the model knows ids below "
+            f"{size}"
+        )

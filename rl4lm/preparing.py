@@ -1,0 +1,109 @@
+"""Make a policy of a model: dropout off, every gradient open, ends and precision set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from rl4lm.loading import context_length
+from rl4lm.policy import Policy, PolicyModule
+from rl4lm.text import TextCodec
+
+
+def make_policy(
+    model: nn.Module,
+    codec: TextCodec,
+    *,
+    dtype: str,
+    stop_token_ids: Sequence[int] = (),
+    activation_checkpointing: bool = False,
+) -> Policy:
+    """Wrap a model for sampling and training: dropout off, train mode, ends and precision set."""
+    module = PolicyModule(model)
+    causal_lm = module.causal_lm
+    switch_dropout_off(model)
+    give_padding_its_gradient(model)
+    # train(), because eval() silently disables activation checkpointing; nothing else differs
+    # once every dropout probability is 0.
+    model.train()
+    if activation_checkpointing:
+        _enable_checkpointing(causal_lm)
+    device = next(model.parameters()).device
+    mixed = dtype == "bfloat16" or (dtype == "auto" and device.type == "cuda")
+    return Policy(
+        module,
+        codec,
+        end_token_ids=_end_token_ids(causal_lm, codec.tokenizer, stop_token_ids),
+        context_length=context_length(causal_lm.config),
+        autocast_dtype=torch.bfloat16 if mixed else None,
+    )
+
+
+def _enable_checkpointing(causal_lm: Any) -> None:
+    enable = getattr(causal_lm, "activation_checkpointing_enable", None)
+    if enable is None:  # transformers before it had this name
+        enable = causal_lm.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
+
+
+def _end_token_ids(causal_lm: Any, tokenizer: Any, stop_token_ids: Sequence[int]) -> list[int]:
+    generation = getattr(causal_lm, "generation_config", None)
+    for owner in (generation, causal_lm.config, tokenizer):
+        ids = getattr(owner, "eos_token_id", None)
+        if ids is not None:
+            declared = list(ids) if isinstance(ids, (list, tuple)) else [ids]
+            return sorted({*declared, *stop_token_ids})
+    return sorted(set(stop_token_ids))
+
+
+def switch_dropout_off(model: nn.Module) -> None:
+    """Set every dropout probability of the modules to 0; the configuration keeps its own.
+
+    Modules read a dropout probability from `nn.Dropout.p`, from an attribute of their own
+    (`attention_dropout`, `layerdrop`), never again from the configuration once they are built.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            module.p = 0.0
+        for name, value in list(vars(module).items()):
+            if "drop" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
+
+
+def give_padding_its_gradient(model: nn.Module) -> None:
+    """Let the embedding of the pad token be learned like any other.
+
+    `nn.Embedding(padding_idx=…)` silently drops the gradient of that row, and where pad is also
+    the end token or begins a prompt, that row is a real input. True padding is masked anyway.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Embedding):
+            module.padding_idx = None
+
+
+@contextmanager
+def inference_mode_of(model: nn.Module) -> Iterator[None]:
+    """Eval mode for the time of sampling: transformers drops the cache in train mode otherwise.
+
+    With activation checkpointing on, a module in train mode recomputes its activations and
+    silently ignores the key-value cache.
+    """
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+def describe(model: nn.Module) -> Mapping[str, int]:
+    """How many parameters there are, and how many are trained."""
+    sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    return {
+        "parameters": sum(size for size, _ in sizes),
+        "trainable": sum(size for size, trained in sizes if trained),
+    }
