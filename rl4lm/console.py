@@ -16,6 +16,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeR
 from rich.table import Table
 
 _TABLE_ROWS = 5
+_SKIPS_SHOWN = 3
 _SCORE_ROWS = 20
 _PLAIN_WIDTH = 120  # columns of a table in a file
 _NUMBERS_WIDTH = 42  # columns that a table of completions needs besides prompt and completion
@@ -39,6 +40,7 @@ class Screen:
         self._task: Any = None
         self._total = 0
         self._first_step = 0
+        self._skipped = 0
         self._started = 0.0
 
     def only_if(self, shown: bool) -> None:
@@ -78,13 +80,17 @@ class Screen:
             self.note(f"step {step}/{self._total}  {numbers}  {_clock(left)} left")
 
     def skipped(self, step: int, metrics: Mapping[str, float | None]) -> None:
-        """Say why a step changed nothing."""
+        """Say why a step changed nothing; the first few times, since it may be every step."""
+        self._skipped += 1
+        if self._skipped > _SKIPS_SHOWN:
+            return
         why = (
             f"its gradient is not finite (norm {metrics['grad_norm']})"
             if metrics["effective_samples"]
-            else "all completions of every comparison earned the same reward"
+            else "no completion had an advantage, all that were compared earned the same"
         )
-        self.warn(f"step {step} changed nothing: {why}")
+        last = "; further ones are only counted" if self._skipped == _SKIPS_SHOWN else ""
+        self.warn(f"step {step} changed nothing: {why}{last}")
 
     def stop(self) -> None:
         """Take the bar down; may be called more than once."""

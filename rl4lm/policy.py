@@ -124,6 +124,8 @@ class Policy:
         self.end_token_ids = tuple(end_token_ids)
         self.context_length = context_length
         self._autocast_dtype = autocast_dtype
+        dtypes = {parameter.dtype for parameter in module.parameters()}
+        self._log_dtype = torch.float64 if dtypes == {torch.float64} else torch.float32
 
     @property
     def device(self) -> torch.device:
@@ -133,7 +135,7 @@ class Policy:
     @property
     def tolerance(self) -> float:
         """Largest difference of two log-probs that rounding explains, by compute dtype."""
-        if self._autocast_dtype is not None or self._log_precision() != torch.float64:
+        if self._autocast_dtype is not None or self._log_dtype != torch.float64:
             coarse = self._autocast_dtype or next(self.module.parameters()).dtype
             return 1e-3 if coarse == torch.float32 else 0.25
         return 1e-9
@@ -183,7 +185,7 @@ class Policy:
                 self.module.vocabulary,
             )
 
-        result = torch.zeros(rollout.completion_mask.shape, dtype=self._log_precision())
+        result = torch.zeros(rollout.completion_mask.shape, dtype=self._log_dtype)
         for batch in micro_batches(rollout, range(len(rollout.completion_ids)), max_tokens):
             _scatter(result, batch, rollout, self._run(batch, read))
         return result
@@ -225,9 +227,7 @@ class Policy:
             return logprobs, (chosen * gradient).sum()
 
         live = (weights.ne(0) & rollout.completion_mask).any(dim=1).nonzero().flatten().tolist()
-        result = torch.full(
-            rollout.completion_mask.shape, float("nan"), dtype=self._log_precision()
-        )
+        result = torch.full(rollout.completion_mask.shape, float("nan"), dtype=self._log_dtype)
         result.masked_fill_(~rollout.completion_mask, 0.0)
         for batch in micro_batches(rollout, live, max_tokens):
             logprobs, surrogate = self._run(batch, read)
@@ -251,10 +251,6 @@ class Policy:
         if self._autocast_dtype is None:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=self._autocast_dtype)
-
-    def _log_precision(self) -> torch.dtype:
-        dtypes = {parameter.dtype for parameter in self.module.parameters()}
-        return torch.float64 if dtypes == {torch.float64} else torch.float32
 
 
 def _scatter(result: Tensor, batch: MicroBatch, rollout: Rollout, logprobs: Tensor) -> None:

@@ -235,6 +235,8 @@ class ReinforceTrainer:
             f"process{'es' if self.world.size > 1 else ''} on {self.world.device.type}, "
             f"{torch.get_num_threads()} threads"
         )
+        names = ", ".join(self.task.judges.scorer.names)
+        self.screen.note(f"rewards: {names}; called in this process, without a time limit")
         if not self.task.held_out and self.config.eval_samples:
             self.screen.note(
                 f"there is no split {self.config.dataset_test_split!r}: before and after are "

@@ -146,7 +146,10 @@ def test_the_supervised_data_come_from_the_train_split_only(recipe):
     test = {problem(row["prompt"]) for row in arithmetic_rows("test")}
     batches = list(itertools.chain.from_iterable(recipe.supervised_batches(200, seed=0)))
     assert len(batches) == 200 * recipe.BATCH_SIZE
-    assert {row["prompt"] for row in batches} == train  # 25,600 draws go through it once
+    assert {row["prompt"] for row in batches} <= train
+    shares = Counter(row["family"] for row in batches)
+    for family, share in recipe.SHARES.items():
+        assert shares[family] / len(batches) == pytest.approx(share, abs=0.02)
     assert not {problem(row["prompt"]) for row in batches} & test
 
 

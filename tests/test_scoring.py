@@ -228,3 +228,21 @@ def test_there_is_one_weight_for_each_reward():
         Scorer(resolve_rewards([fixed([]), fixed([], "other")]), [1.0])
     with pytest.raises(RewardError, match="0 rewards"):
         Scorer([], [])
+
+
+@pytest.mark.parametrize(
+    ("log", "message"),
+    [
+        (lambda extra, metric: extra("reward", ["a"]), "'reward' is a name of the log's own"),
+        (lambda extra, metric: extra("detail", ["a", "b"]), "got 2 values for 1 completions"),
+        (lambda extra, metric: metric("time/sample_s", 1.0), "is a name of the log's own"),
+    ],
+)
+def test_a_reward_cannot_overwrite_the_log_or_leave_rows_out(log, message):
+    def noisy(completions, log_extra, log_metric):
+        log(log_extra, log_metric)
+        return [1.0]
+
+    scorer = Scorer(resolve_rewards([noisy]), [1.0])
+    with pytest.raises(RewardFailedError, match=message):
+        scorer([Example("0", "1+1=", {})], ["2"], [[1]], RewardContext(0, 1, 0))

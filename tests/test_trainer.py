@@ -175,8 +175,9 @@ def test_rewards_are_told_where_training_stands_and_may_log(make):
 
     trainer, listener = make([curious, curious])
     trainer.train()
-    assert [row["seen"] for row in listener.rows] == ["0/2"] * 6 + ["1/2"] * 6
-    assert listener.metrics[1]["curious/share"] == 0.25
+    for name in ("curious_0", "curious_1"):  # two rewards never overwrite one another's notes
+        assert [row[f"{name}/seen"] for row in listener.rows] == ["0/2"] * 6 + ["1/2"] * 6
+        assert listener.metrics[1][f"{name}/curious/share"] == 0.25
     assert listener.metrics[1]["rewards/curious_1/mean"] == 2.5
     assert listener.metrics[1]["reward"] == 5.0
 
