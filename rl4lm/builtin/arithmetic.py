@@ -1,6 +1,6 @@
 """The arithmetic task `builtin:arithmetic`: problems made by rule, split by a fixed hash.
 
-Three families, mixed 2 : 1 : 1 at any prefix (exactly at multiples of four rows):
+Three families, mixed 2 : 1 : 2 at any prefix (exactly at multiples of five rows):
 
 - `addition`: `12+34=`, both operands 10..99;
 - `subtraction`: `46-12=`, both operands 10..99, the result not negative;
@@ -23,8 +23,8 @@ import numpy as np
 
 Split = Literal["train", "test"]
 
-PATTERN = ("addition", "three_digit", "addition", "subtraction")
-"""The families of four consecutive rows, repeated from the first row on."""
+PATTERN = ("addition", "three_digit", "subtraction", "addition", "three_digit")
+"""The families of five consecutive rows, repeated from the first row on."""
 
 DEFAULT_ROWS: dict[str, int] = {"train": 20_000, "test": 2_000}
 """Rows asked for by default; fewer come where the smallest family runs out: 18,205 for train."""
@@ -101,7 +101,7 @@ def _row(family: str, a: int, b: int, sign: str) -> dict[str, Any]:
     }
 
 
-def family_rows(family: str, split: Split, wanted: int, seed: int) -> list[dict[str, Any]]:
+def _family_rows(family: str, split: Split, wanted: int, seed: int) -> list[dict[str, Any]]:
     """Up to `wanted` rows of one family; a commuted twin comes only after all problems had a row.
 
     So a prefix of the test split asks no problem twice, while in all there are as many rows as
@@ -146,7 +146,7 @@ def arithmetic_rows(split: Split, size: int | None = None, seed: int = 0) -> lis
         raise ValueError(f"size is {size} and seed is {seed}; both must be at least 0")
     cycles = -(-size // len(PATTERN))
     per_family = {
-        family: family_rows(family, split, cycles * PATTERN.count(family), seed)
+        family: _family_rows(family, split, cycles * PATTERN.count(family), seed)
         for family in _FAMILIES
     }
     cycles = min(len(rows) // PATTERN.count(family) for family, rows in per_family.items())
