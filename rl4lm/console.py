@@ -25,16 +25,21 @@ _NUMBERS_WIDTH = 42  # columns that a table of completions needs besides prompt 
 class Screen:
     """Shows a run to a person."""
 
-    def __init__(self, *, stderr: bool = False, logging_steps: int = 10) -> None:
+    def __init__(
+        self, *, stderr: bool = False, logging_steps: int = 10, quiet: bool = False
+    ) -> None:
         """Set where to write.
 
         Args:
             stderr: write there, because the standard output carries JSON.
             logging_steps: steps between two lines where the output is not a terminal.
+            quiet: show nothing at all.
         """
         self._console = Console(stderr=stderr, highlight=False, soft_wrap=True, emoji=False)
         if not (self._console.is_terminal or self._console.is_jupyter):
             self._console.width = _PLAIN_WIDTH
+        self._console.quiet = quiet
+        self._quiet = quiet
         self._logging_steps = logging_steps
         self._progress: Progress | None = None
         self._task: Any = None
@@ -45,7 +50,7 @@ class Screen:
 
     def only_if(self, shown: bool) -> None:
         """Fall silent unless this is the process that speaks."""
-        self._console.quiet = not shown
+        self._console.quiet = self._quiet or not shown
 
     def note(self, text: str) -> None:
         """A line of plain text."""

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from rl4lm.assembly import Task, assemble_policy, assemble_task, end_rule
 from rl4lm.checkpoint import save_weights
-from rl4lm.config import ReinforceConfig
+from rl4lm.config import OPTIONS, ReinforceConfig
 from rl4lm.console import Screen
 from rl4lm.evaluate import evaluate
 from rl4lm.learner import Learner
@@ -237,6 +237,9 @@ class ReinforceTrainer:
         )
         names = ", ".join(self.task.judges.scorer.names)
         self.screen.note(f"rewards: {names}; called in this process, without a time limit")
+        named = self.config.reward_funcs != OPTIONS["reward_funcs"].default
+        if named and "given in Python, reward_funcs" in self._given:
+            self.screen.warn("reward_funcs of the configuration is not used: functions were given")
         if not self.task.held_out and self.config.eval_samples:
             self.screen.note(
                 f"there is no split {self.config.dataset_test_split!r}: before and after are "
