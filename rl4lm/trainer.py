@@ -215,7 +215,8 @@ class ReinforceTrainer:
             self.config.sample_table_steps
             and (stats.step - 1) % self.config.sample_table_steps == 0
         ):
-            self.screen.completions(stats.step, rows)
+            # One of each prompt: the samples of one prompt look much alike.
+            self.screen.completions(stats.step, [row for row in rows if row["sample"] == 0])
         if not stats.metrics["updated"]:
             self.screen.skipped(stats.step, stats.metrics)
 
