@@ -105,11 +105,12 @@ def evaluate(argv: Sequence[str]) -> None:
     from rl4lm.scoring import RewardContext
     from rl4lm.world import World
 
-    _prepare(config)
+    quiet_libraries()
     split = config.dataset_test_split or config.dataset_train_split
     data = load_split(config.dataset_name, split, config.prompt_column)
     judges = assemble_judges(config, None, [data])
     world = World()
+    world.use_threads(config.torch_threads)
     policy, _ = assemble_policy(config, None, None, None, [data], world)
     metrics = measure(
         policy,
@@ -148,7 +149,7 @@ def sample(argv: Sequence[str]) -> None:
             "at most 1"
         )
     config = config_from(namespace, base_for=_only(_SAMPLE))
-    _prepare(config)
+    quiet_libraries()
     rows = list(_samples(config, namespace))
     for row in rows:
         if namespace.json:
@@ -168,7 +169,9 @@ def _samples(config: ReinforceConfig, namespace: Any) -> Iterator[dict[str, Any]
     from rl4lm.world import World
 
     data = PromptData([{"prompt": p} for p in namespace.prompt], "prompt", "given")
-    policy, _ = assemble_policy(config, None, None, None, [data], World())
+    world = World()
+    world.use_threads(config.torch_threads)
+    policy, _ = assemble_policy(config, None, None, None, [data], world)
     restricted = namespace.top_k or namespace.top_p < 1
     draw = InverseCdf(
         seed=config.seed,
@@ -242,15 +245,6 @@ def _defaults() -> dict[str, Any]:
 def _only(names: Sequence[str]) -> Callable[[Mapping[str, Any]], Mapping[str, Any]]:
     """`settings_for`, but only the settings that a verb takes."""
     return lambda given: {k: v for k, v in settings_for(given).items() if k in names}
-
-
-def _prepare(config: ReinforceConfig) -> None:
-    """What a trainer does by itself before it loads a model."""
-    import torch
-
-    quiet_libraries()
-    if config.torch_threads is not None:
-        torch.set_num_threads(config.torch_threads)
 
 
 def quiet_libraries() -> None:

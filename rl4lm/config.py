@@ -187,7 +187,10 @@ class ReinforceConfig:
     overwrite_output_dir: bool = option("run", False, "replace a run that is already there")
     seed: int = option("run", 0, "seed of everything that is drawn", ge=0, le=2**32 - 1)
     torch_threads: int | None = option(
-        "run", None, "CPU threads of torch; none = torch's own choice", ge=1
+        "run",
+        None,
+        "CPU threads of torch, shared by the processes of a machine; none = torch's own choice",
+        ge=1,
     )
     eval_steps: int | None = option(
         "run", None, "evaluate every so many steps too; none or 0 = only before and after", ge=0

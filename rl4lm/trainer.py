@@ -72,9 +72,8 @@ class ReinforceTrainer:
             Rl4lmError: one of its kinds, in words, for whatever cannot be used.
         """
         self.config = config = args or ReinforceConfig()
-        if config.torch_threads is not None:
-            torch.set_num_threads(config.torch_threads)
         self.world = World()
+        self.world.use_threads(config.torch_threads)
         self.world.share(config.prompts_per_step, "prompts_per_step")
         self._check_output()
         self.screen = screen or Screen(logging_steps=config.logging_steps)

@@ -8,6 +8,7 @@ processes may differ in micro-batches or have none.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -35,6 +36,12 @@ class World:
     def is_main(self) -> bool:
         """Whether this process writes files and screens."""
         return self.rank == 0
+
+    def use_threads(self, threads: int | None) -> None:
+        """Deal CPU threads to the processes of this machine; None leaves torch's own choice."""
+        if threads is not None:
+            neighbours = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+            torch.set_num_threads(max(1, threads // neighbours))
 
     def share(self, count: int, what: str) -> slice:
         """This process's part of `count` things dealt evenly in order.
