@@ -35,9 +35,10 @@ class Screen:
             logging_steps: steps between two lines where the output is not a terminal.
             quiet: show nothing at all.
         """
-        self._console = Console(stderr=stderr, highlight=False, soft_wrap=True, emoji=False)
+        self._console = Console(stderr=stderr, highlight=False, emoji=False)
         if not (self._console.is_terminal or self._console.is_jupyter):
             self._console.width = _PLAIN_WIDTH
+            self._console.soft_wrap = True  # a line of a log is one line
         self._console.quiet = quiet
         self._quiet = quiet
         self._logging_steps = logging_steps
