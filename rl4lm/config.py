@@ -18,7 +18,7 @@ from pydantic.dataclasses import dataclass as pydantic_dataclass
 from pydantic_core import ErrorDetails
 
 from rl4lm.errors import ConfigError, did_you_mean
-from rl4lm.refusals import unknown_option
+from rl4lm.refusals import asks_for_nothing, unknown_option
 from rl4lm.schema import Option, describe, option
 
 ConfigClass = TypeVar("ConfigClass")
@@ -30,8 +30,9 @@ def _raises_config_error(cls: type[ConfigClass]) -> type[ConfigClass]:
 
     @functools.wraps(validate)
     def checked(self: Any, **values: Any) -> None:
+        asked = {k: v for k, v in values.items() if k in OPTIONS or not asks_for_nothing(k, v)}
         try:
-            validate(self, **values)
+            validate(self, **asked)
         except ValidationError as error:
             lines = [_explain(problem) for problem in error.errors(include_url=False)]
             raise ConfigError("\n".join(lines)) from None

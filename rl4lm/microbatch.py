@@ -29,6 +29,20 @@ class MicroBatch:
     targets: Tensor  # int64 [n], those next tokens, row by row
 
 
+def first_of_equals(rollout: Rollout) -> Tensor:
+    """For each completion the first one with the same prompt row and the same tokens: int64 [B].
+
+    Equal sequences have equal log-probs and equal gradients, so that only the first needs to be
+    run, with the weights of all of them added up. Short answers are often equal.
+    """
+    first: dict[tuple[int, ...], int] = {}
+    group = rollout.num_generations
+    owners = [
+        first.setdefault((i // group, *ids), i) for i, ids in enumerate(rollout.completion_lists())
+    ]
+    return torch.tensor(owners)
+
+
 def micro_batches(rollout: Rollout, rows: Sequence[int], max_tokens: int) -> Iterator[MicroBatch]:
     """Cut some rows of a rollout into micro-batches of at most `max_tokens` padded tokens.
 

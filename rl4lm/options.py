@@ -19,7 +19,7 @@ import yaml
 
 from rl4lm.config import OPTIONS, ReinforceConfig
 from rl4lm.errors import ConfigError
-from rl4lm.refusals import unknown_option
+from rl4lm.refusals import asks_for_nothing, unknown_option
 from rl4lm.schema import Option
 
 Settings: TypeAlias = Mapping[str, Any]
@@ -220,7 +220,8 @@ def read_yaml(path: str) -> dict[str, Any]:
     if not isinstance(content, dict) or not isinstance(node, yaml.MappingNode):
         raise ConfigError(f"--config {path}: expected lines of `option: value`, no other structure")
     keys = [str(key.value) for key, _ in node.value]
-    problems = [unknown_option(key, OPTIONS) for key in keys if key not in OPTIONS]
+    content = {k: v for k, v in content.items() if k in OPTIONS or not asks_for_nothing(str(k), v)}
+    problems = [unknown_option(str(key), OPTIONS) for key in content if key not in OPTIONS]
     problems += [f"{key} is given twice" for key in OPTIONS if keys.count(key) > 1]
     if problems:
         raise ConfigError("\n".join(f"--config {path}: {problem}" for problem in problems))

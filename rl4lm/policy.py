@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from rl4lm.logprobs import Head, tiled_gradient, tiled_logprobs
-from rl4lm.microbatch import MicroBatch, micro_batches
+from rl4lm.microbatch import MicroBatch, first_of_equals, micro_batches
 from rl4lm.text import TextCodec
 from rl4lm.types import Rollout
 
@@ -199,7 +199,8 @@ class Policy:
     ) -> Tensor:
         """Add ∂/∂θ of ``Σ weights · log π`` to the parameters' gradients.
 
-        Completions whose weights are all zero contribute nothing and are not run.
+        Completions whose weights are all zero contribute nothing and are not run; of equal
+        completions of a prompt one is run for all.
 
         Args:
             rollout: B completions.
@@ -214,7 +215,7 @@ class Policy:
 
         def read(hidden: Tensor, head: Head) -> tuple[Tensor, Tensor]:
             chosen = hidden[batch.predicts.to(hidden.device)]  # [n, H]
-            row_weights = weights[batch.rows][rollout.completion_mask[batch.rows]]  # [n]
+            row_weights = summed[batch.rows][rollout.completion_mask[batch.rows]]  # [n]
             logprobs, gradient = tiled_gradient(
                 chosen,
                 head,
@@ -226,7 +227,9 @@ class Policy:
             # Its gradient with respect to the backbone is that of Σ weights · log π.
             return logprobs, (chosen * gradient).sum()
 
-        live = (weights.ne(0) & rollout.completion_mask).any(dim=1).nonzero().flatten().tolist()
+        owners = first_of_equals(rollout)  # int64 [B]
+        summed = torch.zeros_like(weights).index_add_(0, owners, weights)  # [B, T]
+        live = (summed.ne(0) & rollout.completion_mask).any(dim=1).nonzero().flatten().tolist()
         result = torch.full(rollout.completion_mask.shape, float("nan"), dtype=self._log_dtype)
         result.masked_fill_(~rollout.completion_mask, 0.0)
         for batch in micro_batches(rollout, live, max_tokens):
@@ -234,7 +237,7 @@ class Policy:
             if surrogate.requires_grad:  # not so where only the head is trained
                 surrogate.backward()
             _scatter(result, batch, rollout, logprobs)
-        return result
+        return result[owners]
 
     def _run(self, batch: MicroBatch, read_out: ReadOut[T]) -> T:
         device = self.device

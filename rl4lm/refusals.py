@@ -56,6 +56,29 @@ NOT_OFFERED: Mapping[str, str] = {
 }
 
 
+# Values that ask for nothing: a configuration written for another toolkit may spell them out.
+_OFF: Mapping[str, tuple[object, ...]] = {
+    **dict.fromkeys(("top_p", "repetition_penalty", "gamma", "num_iterations"), (1, None)),
+    **dict.fromkeys(("top_k", "min_p", "lora_dropout", "beta", "entropy_coef"), (0, None)),
+    **dict.fromkeys(("push_to_hub", "load_in_4bit", "load_in_8bit", "use_vllm"), (False, None)),
+    **dict.fromkeys(("resume_from_checkpoint", "generation_kwargs"), (None,)),
+    "report_to": ("none", [], ["none"], None),
+    "disable_dropout": (True,),
+    "gradient_accumulation_steps": (1,),
+    "scale_rewards": (False, "none"),
+    "mask_truncated_completions": (False,),
+}
+
+
+def asks_for_nothing(name: str, value: object) -> bool:
+    """Whether an option that is not offered was given the value that switches it off."""
+    # Not plain equality: to Python False is 0 and True is 1.
+    return any(
+        value == off and isinstance(value, bool) == isinstance(off, bool)
+        for off in _OFF.get(name, ())
+    )
+
+
 def unknown_option(shown: str, candidates: Iterable[str]) -> str:
     """Say why an option is not taken: the reason where it is well known, else the nearest name.
 

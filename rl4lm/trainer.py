@@ -19,10 +19,13 @@ from rl4lm.assembly import Task, assemble_policy, assemble_task, end_rule
 from rl4lm.checkpoint import save_weights
 from rl4lm.config import OPTIONS, ReinforceConfig
 from rl4lm.console import Screen
+from rl4lm.errors import ConfigError
 from rl4lm.evaluate import evaluate
 from rl4lm.learner import Learner
 from rl4lm.metrics import peak_memory_bytes
 from rl4lm.preparing import describe
+from rl4lm.provenance import given_in_python, layout
+from rl4lm.refusals import unknown_option
 from rl4lm.reward_lookup import Reward
 from rl4lm.tracking import RunDirectory, check_run_directory, prepare_run_directory
 from rl4lm.types import Rollout, StepStats, TrainState
@@ -86,7 +89,12 @@ class ReinforceTrainer:
         self._ends = end_rule(config, self.policy)
         self._learner = Learner(config, self.policy, self.task, self._ends, self.world)
         self._callbacks = list(callbacks or [])
-        self._given = _described(model, reward_funcs, train_dataset, eval_dataset)
+        self._given = given_in_python(
+            model=model,
+            reward_funcs=_listed(reward_funcs),
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+        )
         self._introduce(notes)
 
     @property
@@ -112,14 +120,19 @@ class ReinforceTrainer:
         """
         return self._learner.gradient(rollout, advantages)
 
-    def train(self) -> dict[str, Any]:
+    def train(self, resume_from_checkpoint: None = None) -> dict[str, Any]:
         """Evaluate, train, evaluate again, and save.
+
+        Args:
+            resume_from_checkpoint: must be None; resuming is not in this version.
 
         Returns:
             What ``summary.json`` holds: ``eval_before`` and ``eval_after`` (metric -> value),
             ``steps``, ``samples``, ``tokens``, ``train_seconds``, ``peak_memory_bytes``, ``seed``,
             ``version`` and more.
         """
+        if resume_from_checkpoint is not None:
+            raise ConfigError(unknown_option("resume_from_checkpoint", ()))
         before = self.evaluate()
         self._record_evaluation("before training", before)
         seconds = self._loop()
@@ -190,19 +203,8 @@ class ReinforceTrainer:
         if self.config.output_dir is None or not self.world.is_main:
             return None
         directory = prepare_run_directory(Path(self.config.output_dir))
-        directory.write_config(self.config.to_dict(), self._layout())
+        directory.write_config(self.config.to_dict(), {**layout(self.world), **self._given})
         return directory
-
-    def _layout(self) -> dict[str, Any]:
-        """What else bit-for-bit repetition depends on."""
-        libraries = ("rl4lm", "torch", "transformers", "accelerate", "peft")
-        return {
-            "processes": self.world.size,
-            "device": str(self.world.device),
-            "torch_threads": torch.get_num_threads(),
-            **self._given,
-            **{name: version(name) for name in libraries},
-        }
 
     def _record_step(self, stats: StepStats) -> None:
         rows = self.world.gather_lists(stats.completions)
@@ -238,7 +240,7 @@ class ReinforceTrainer:
         names = ", ".join(self.task.judges.scorer.names)
         self.screen.note(f"rewards: {names}; called in this process, without a time limit")
         named = self.config.reward_funcs != OPTIONS["reward_funcs"].default
-        if named and "given in Python, reward_funcs" in self._given:
+        if named and "reward_funcs given in Python" in self._given:
             self.screen.warn("reward_funcs of the configuration is not used: functions were given")
         if not self.task.held_out and self.config.eval_samples:
             self.screen.note(
@@ -286,26 +288,3 @@ def _listed(
     if isinstance(reward_funcs, str) or callable(reward_funcs):
         return [reward_funcs]
     return reward_funcs
-
-
-def _described(
-    model: Any, reward_funcs: Any, train_dataset: Any, eval_dataset: Any
-) -> dict[str, Any]:
-    """What was handed in from Python instead of being named in the configuration."""
-    names = [
-        reward if isinstance(reward, str) else f"{reward.__module__}:{reward.__qualname__}"
-        for reward in _listed(reward_funcs) or []
-        if isinstance(reward, str) or hasattr(reward, "__qualname__")
-    ]
-    given = {
-        "model": model if isinstance(model, str) else type(model).__name__,
-        "reward_funcs": ", ".join(names),
-        "train_dataset": type(train_dataset).__name__,
-        "eval_dataset": type(eval_dataset).__name__,
-    }
-    handed = (model, reward_funcs, train_dataset, eval_dataset)
-    return {
-        f"given in Python, {name}": value
-        for (name, value), thing in zip(given.items(), handed, strict=True)
-        if thing is not None
-    }

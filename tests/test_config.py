@@ -165,7 +165,7 @@ def test_the_error_is_caught_as_ours_and_as_a_value_error():
 
 @pytest.mark.parametrize("name", NOT_OFFERED)
 def test_an_option_that_is_not_offered_is_answered_with_the_reason(name):
-    assert refusal(**{name: 1}) == f"{name} is not offered, because {NOT_OFFERED[name]}"
+    assert refusal(**{name: 0.37}) == f"{name} is not offered, because {NOT_OFFERED[name]}"
 
 
 @pytest.mark.parametrize(
@@ -181,7 +181,7 @@ def test_an_option_that_is_not_offered_is_answered_with_the_reason(name):
     ],
 )
 def test_the_reason_names_what_to_do_instead(name, words):
-    assert words in refusal(**{name: 1})
+    assert words in refusal(**{name: 0.37})
 
 
 def test_no_option_is_both_taken_and_not_offered():
@@ -274,3 +274,26 @@ def test_reading_a_configuration_loads_no_slow_library():
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("beta", 0.0),
+        ("top_p", 1.0),
+        ("top_k", 0),
+        ("lora_dropout", 0.0),
+        ("num_iterations", 1),
+        ("report_to", "none"),
+        ("push_to_hub", False),
+        ("resume_from_checkpoint", None),
+    ],
+)
+def test_an_option_that_is_not_offered_may_be_switched_off(name, value):
+    assert ReinforceConfig(**{name: value}) == ReinforceConfig()
+
+
+@pytest.mark.parametrize(("name", "value"), [("beta", False), ("push_to_hub", 0), ("top_p", 0.9)])
+def test_only_the_very_value_that_switches_it_off_is_taken(name, value):
+    with pytest.raises(ConfigError, match=f"{name} is not offered"):
+        ReinforceConfig(**{name: value})

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rl4lm import Rollout, logprobs, sampling
+from rl4lm import Rollout, logprobs, policy, sampling
 from rl4lm.loading import load_model, open_model
 from rl4lm.policy import Policy
 from rl4lm.preparing import inference_mode_of, make_policy
@@ -250,3 +250,39 @@ def test_a_pad_token_that_is_a_real_input_learns_its_embedding(tiny):
     actual = padded.gradient(rollout, torch.ones(1).double())["model.embed_tokens.weight"]
     assert expected[0].norm() > 1e-3
     assert torch.equal(actual, expected)
+
+
+def test_equal_completions_are_run_once_with_the_weights_of_all(tiny, monkeypatch):
+    """Rows 0, 2 and 3 are equal; row 4 has the same tokens, and another prompt."""
+    prompts = [[5, 6]] * 4 + [[7, 8, 9]] * 4
+    completions = [[1, 2, 0], [1, 3], [1, 2, 0], [1, 2, 0], [1, 2, 0], [4], [4, 4], [4]]
+    rollout = Rollout.from_lists(prompts, completions, num_generations=4)
+    advantages = torch.tensor([1.0, -0.5, 0.3, 2.0, -1.0, 0.7, 0.2, -0.7])
+    model = tiny.build_model("llama")
+    expected = tiny.naive_gradient(copy.deepcopy(model).eval(), rollout, advantages, 1.0)
+    run: list[int] = []
+    cut = policy.micro_batches
+
+    def counted(rollout, rows, max_tokens):
+        run.extend(rows)
+        return cut(rollout, rows, max_tokens)
+
+    monkeypatch.setattr(policy, "micro_batches", counted)
+    trainer = tiny.build_trainer(model)
+    run.clear()
+    difference, scale = tiny.gap(trainer.gradient(rollout, advantages), expected)
+    assert difference < 1e-5
+    assert scale < 1e-5
+    # Rows 5 and 7 are equal and their advantages cancel: nothing is left to run.
+    assert run == [0, 1, 4, 6]
+
+
+def test_completions_of_unequal_prompts_are_never_taken_for_equal(tiny, monkeypatch):
+    """The negative control: merging by tokens alone gives another gradient."""
+    rollout = Rollout.from_lists([[5, 6], [7, 8, 9]], [[1, 2, 0], [1, 2, 0]])
+    advantages = torch.tensor([1.0, -0.4])
+    model = tiny.build_model("llama")
+    expected = tiny.naive_gradient(copy.deepcopy(model).eval(), rollout, advantages, 1.0)
+    monkeypatch.setattr(policy, "first_of_equals", lambda rollout: torch.tensor([0, 0]))
+    difference, _ = tiny.gap(tiny.build_trainer(model).gradient(rollout, advantages), expected)
+    assert difference > 1e-2
