@@ -203,21 +203,7 @@ class Learner:
             )
 
     def gradient(self, rollout: Rollout, advantages: Tensor) -> dict[str, Tensor]:
-        """∇L of a rollout by the very backward pass that a training step makes.
-
-        ``L = -(1/N) Σ_i Σ_t A_{i,t} log π(o_{i,t})``; the descent direction is its negative.
-
-        Args:
-            rollout: this process's completions; N counts those of all processes.
-            advantages: constants, [B] per completion or [B, T] per token.
-
-        Returns:
-            Name in ``named_parameters()`` of the unwrapped model -> gradient, trainable
-            parameters only, summed over the processes, before any clipping of its norm.
-
-        Raises:
-            ValueError: advantages that fit neither [B] nor [B, T].
-        """
+        """∇L of a rollout by the very backward pass of a step; see `ReinforceTrainer.gradient`."""
         count = torch.tensor([len(rollout.completion_ids)])
         total = int(self._world.gather(count).sum())
         self._differentiate(rollout, advantages, total)
