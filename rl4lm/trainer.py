@@ -230,12 +230,13 @@ class ReinforceTrainer:
 
     def _introduce(self, notes: Sequence[str]) -> None:
         sizes = describe(self.policy.module.model)
+        threads = torch.get_num_threads()
         self.screen.note(
             f"{sizes['parameters']:,} parameters, {sizes['trainable']:,} of them trained; "
             f"{self.config.prompts_per_step} prompts x {self.config.num_generations} completions "
             f"a step, baseline {self.config.resolved_baseline}; {self.world.size} "
             f"process{'es' if self.world.size > 1 else ''} on {self.world.device.type}, "
-            f"{torch.get_num_threads()} threads"
+            f"{threads} thread{'s' if threads > 1 else ''}"
         )
         names = ", ".join(self.task.judges.scorer.names)
         self.screen.note(f"rewards: {names}; called in this process, without a time limit")
