@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from rl4lm.errors import ModelError, TrainingError
+from rl4lm.logprobs import token_logprobs
 from rl4lm.policy import Policy
 from rl4lm.preparing import inference_mode_of
 from rl4lm.randomness import Stream, uniforms
@@ -22,6 +23,7 @@ from rl4lm.types import Rollout
 
 _PROMPT_LENGTHS = (2, 7)
 _COMPLETION_LENGTH = 5
+_GRADIENT_TOLERANCE = 1e-3  # difference of norms, as a share of the largest one
 
 
 def probe(policy: Policy) -> list[str]:
@@ -95,15 +97,20 @@ def _refusing_other_caches(policy: Policy) -> Iterator[None]:
 
 def _plain_logprobs(policy: Policy, rollout: Rollout) -> Tensor:
     """log π [B, T] by the whole model on one unpadded sequence at a time."""
-    model, rows = policy.module.model, []
-    for prompt, completion in zip(rollout.prompt_lists(), rollout.completion_lists(), strict=True):
+    with torch.no_grad():
+        return torch.stack([row.cpu() for row in _plain_rows(policy, rollout)])
+
+
+def _plain_rows(policy: Policy, rollout: Rollout) -> Iterator[Tensor]:
+    """log π [T] of each completion in turn, with gradient where that is on."""
+    sequences = zip(rollout.prompt_lists(), rollout.completion_lists(), strict=True)
+    for prompt, completion in sequences:
         ids = torch.tensor([prompt + completion], device=policy.device)
-        with torch.no_grad(), policy.precision():
-            logits = model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1]
-        targets = torch.tensor(completion, device=policy.device)[:, None]
-        wide = logits if logits.dtype == torch.float64 else logits.float()
-        rows.append(wide.log_softmax(-1).gather(-1, targets).squeeze(-1).cpu())
-    return torch.stack(rows)
+        with policy.precision():
+            outputs = policy.module.model(input_ids=ids, use_cache=False)
+        logits = outputs.logits[0, len(prompt) - 1 : -1]  # [T, V]
+        targets = torch.tensor(completion, device=policy.device)  # [T]
+        yield token_logprobs(logits, targets, temperature=1.0)
 
 
 def _choose_path(policy: Policy, rollout: Rollout, reference: Tensor) -> list[str]:
@@ -162,18 +169,19 @@ def _gap(logprobs: Tensor, reference: Tensor) -> float:
 
 
 def _check_gradients(policy: Policy, rollout: Rollout) -> None:
-    """One backward with all advantages 1: every trainable tensor must receive a gradient.
+    """One backward with all advantages 1: every trainable tensor must receive the right gradient.
 
-    A's gradient is exactly 0 while B is (LoRA starts there), so only its presence is asked for;
-    every lora_B must be non-zero.
+    Two norms per tensor are compared, of the training pass and of the whole model on one unpadded
+    sequence at a time; norms, because a second copy of the gradients may not fit. A's gradient is
+    exactly 0 while B is (LoRA starts there), so only its presence is asked for; every lora_B must
+    be non-zero.
     """
     trainable = policy.trainable()
     if not trainable:
         raise TrainingError(
             "no parameter is trainable; unfreeze the model, or ask for an adapter with --use_peft"
         )
-    for parameter in trainable.values():
-        parameter.grad = None
+    _drop_gradients(policy)
     weights = torch.ones_like(rollout.sampling_logprobs)
     policy.accumulate_gradient(rollout, weights, temperature=1.0, max_tokens=10**9)
     silent = [
@@ -183,14 +191,48 @@ def _check_gradients(policy: Policy, rollout: Rollout) -> None:
         or not parameter.grad.isfinite().all()
         or ("lora_B" in name and not parameter.grad.any())
     ]
-    for parameter in trainable.values():
-        parameter.grad = None
+    actual = _gradient_norms(policy)
+    _drop_gradients(policy)
     if silent:
         shown = ", ".join(silent[:5]) + (f" and {len(silent) - 5} more" if len(silent) > 5 else "")
         raise TrainingError(
             f"{len(silent)} of {len(trainable)} trainable tensors receive no usable gradient: "
             f"{shown}; freeze them (requires_grad_(False)) or mend the model"
         )
+    _compare_norms(policy, actual, _plain_gradient_norms(policy, rollout))
+
+
+def _plain_gradient_norms(policy: Policy, rollout: Rollout) -> dict[str, float]:
+    """Norms of ∇ Σ log π by the whole model on one unpadded sequence at a time."""
+    with torch.enable_grad():
+        for logprobs in _plain_rows(policy, rollout):
+            logprobs.sum().backward()
+    norms = _gradient_norms(policy)
+    _drop_gradients(policy)
+    return norms
+
+
+def _compare_norms(policy: Policy, actual: dict[str, float], expected: dict[str, float]) -> None:
+    """Refuse gradients that differ by more than rounding, as a share of the largest norm."""
+    largest = max(expected.values())
+    gaps = {name: abs(actual[name] - norm) / largest for name, norm in expected.items()}
+    worst = max(gaps, key=gaps.__getitem__)
+    # Norm layers compute in float32 whatever the model's dtype: no finer than that.
+    if gaps[worst] > max(policy.tolerance, _GRADIENT_TOLERANCE):
+        raise ModelError(
+            f"{_name(policy)} cannot be trained here: in a padded batch the gradient of {worst} "
+            f"has norm {actual[worst]:.4g}, and one sequence at a time {expected[worst]:.4g}"
+        )
+
+
+def _gradient_norms(policy: Policy) -> dict[str, float]:
+    gradients = {name: p.grad for name, p in policy.trainable().items() if p.grad is not None}
+    return {name: float(gradient.norm()) for name, gradient in gradients.items()}
+
+
+def _drop_gradients(policy: Policy) -> None:
+    for parameter in policy.trainable().values():
+        parameter.grad = None
 
 
 def _name(policy: Policy) -> str:

@@ -103,16 +103,22 @@ def prepare_run_directory(path: Path) -> RunDirectory:
 
 
 def _append(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    with path.open("a", encoding="utf-8") as file:
-        for row in rows:
-            file.write(json.dumps(plain(row), ensure_ascii=False, allow_nan=False) + "\n")
+    lines = [json.dumps(plain(row), ensure_ascii=False, allow_nan=False) + "\n" for row in rows]
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.writelines(lines)
+    except OSError as error:  # a full disk, say
+        raise OutputError(f"{str(path)!r} cannot be written: {error}") from error
 
 
 def _replace(path: Path, text: str) -> None:
     """Write a whole file so that a reader never sees half of it."""
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        raise OutputError(f"{str(path)!r} cannot be written: {error}") from error
 
 
 def plain(value: Any) -> Any:

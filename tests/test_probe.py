@@ -179,3 +179,18 @@ def test_a_probe_of_a_broken_fast_path_would_notice(monkeypatch, tiny):
     )
     with pytest.raises(ModelError, match="other log-probabilities in a padded batch than alone"):
         probe(tiny.build_policy(tiny.build_model("llama")))
+
+
+def test_a_gradient_other_than_the_models_own_is_refused(tiny, monkeypatch):
+    """The control beside every model that passes: half a gradient from head to backbone."""
+    whole = policy_module.tiled_gradient
+
+    def halved(*arguments):
+        logprobs, gradient = whole(*arguments)
+        return logprobs, gradient / 2
+
+    policy = tiny.build_policy(tiny.build_model("llama"))
+    assert probe(policy) == []
+    monkeypatch.setattr(policy_module, "tiled_gradient", halved)
+    with pytest.raises(ModelError, match=r"the gradient of .* has norm"):
+        probe(policy)

@@ -283,6 +283,7 @@ def test_completions_of_unequal_prompts_are_never_taken_for_equal(tiny, monkeypa
     advantages = torch.tensor([1.0, -0.4])
     model = tiny.build_model("llama")
     expected = tiny.naive_gradient(copy.deepcopy(model).eval(), rollout, advantages, 1.0)
+    trainer = tiny.build_trainer(model)
     monkeypatch.setattr(policy, "first_of_equals", lambda rollout: torch.tensor([0, 0]))
-    difference, _ = tiny.gap(tiny.build_trainer(model).gradient(rollout, advantages), expected)
+    difference, _ = tiny.gap(trainer.gradient(rollout, advantages), expected)
     assert difference > 1e-2
