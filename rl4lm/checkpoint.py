@@ -27,6 +27,7 @@ def save_weights(policy: Policy, directory: Path) -> None:
     try:
         if partial.exists():
             shutil.rmtree(partial)
+        # nn.Module declares every attribute as a tensor or a module, methods included.
         policy.module.model.save_pretrained(partial)  # type: ignore[operator]
         policy.codec.tokenizer.save_pretrained(partial)
         _sync(partial)

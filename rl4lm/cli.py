@@ -26,6 +26,9 @@ from rl4lm.errors import (
 )
 
 _BAD_INPUT = (ConfigError, DataError, ModelError, OutputError, RewardError)
+# What every process meets alike before anything runs; one of them speaks. The others may come up
+# in a single process, with its rows or its disk, and must not stay unsaid.
+_MET_ALIKE = (ConfigError, DataError, ModelError)
 
 _VERBS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
     "train": (commands.train, "fine-tune a model; with no model named, the built-in one"),
@@ -39,10 +42,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line and return the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help", "help"):
-        print(_overview())  # noqa: T201
+        print(_overview())
         return 0
     if words[0] == "--version":
-        print(f"rl4lm {version('rl4lm')}")  # noqa: T201
+        print(f"rl4lm {version('rl4lm')}")
         return 0
     if words[0] not in _VERBS:
         _say(f"there is no verb {words[0]!r}{did_you_mean(words[0], _VERBS)}\n{_overview()}")
@@ -56,7 +59,7 @@ def run(action: Callable[[], object]) -> int:
     try:
         action()
     except _BAD_INPUT as error:
-        if _is_first_process():
+        if _is_first_process() or not isinstance(error, _MET_ALIKE):
             _say(str(error))
         return 2
     except Rl4lmError as error:
@@ -83,7 +86,7 @@ def _is_first_process() -> bool:
 def _say(message: str) -> None:
     rank = os.environ.get("RANK")
     prefix = "rl4lm: " if rank is None else f"rl4lm (process {rank}): "
-    print(f"{prefix}error: {message}", file=sys.stderr)  # noqa: T201
+    print(f"{prefix}error: {message}", file=sys.stderr)
 
 
 def _overview() -> str:

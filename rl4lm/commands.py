@@ -260,4 +260,4 @@ def quiet_libraries() -> None:
 
 
 def _print_json(value: Any, indent: int | None = 2) -> None:
-    print(json.dumps(plain(value), indent=indent, ensure_ascii=False, allow_nan=False))  # noqa: T201
+    print(json.dumps(plain(value), indent=indent, ensure_ascii=False, allow_nan=False))

@@ -86,6 +86,7 @@ def check_vocabulary(model: nn.Module, largest: int, stop_token_ids: Sequence[in
         ModelError: the tokenizer belongs to another model.
         DataError: a stop token that cannot be drawn.
     """
+    # nn.Module declares every attribute as a tensor or a module, methods included.
     embeddings: Any = model.get_input_embeddings()  # type: ignore[operator]
     size = embeddings.weight.shape[0]
     if largest >= size:

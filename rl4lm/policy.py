@@ -107,22 +107,19 @@ class Policy:
         codec: TextCodec,
         *,
         end_token_ids: Sequence[int],
-        context_length: int | None,
         autocast_dtype: torch.dtype | None,
     ) -> None:
-        """Put the parts together; `rl4lm.loading.load_policy` is the usual way to get one.
+        """Put the parts together; `rl4lm.preparing.make_policy` is the usual way to get one.
 
         Args:
             module: owns the parameters.
             codec: between text and its token ids.
             end_token_ids: ids that end a completion.
-            context_length: positions the model can take; None where it does not say.
             autocast_dtype: compute dtype under autocast, None for the parameters' own.
         """
         self.module = module
         self.codec = codec
         self.end_token_ids = tuple(end_token_ids)
-        self.context_length = context_length
         self._autocast_dtype = autocast_dtype
         dtypes = {parameter.dtype for parameter in module.parameters()}
         self._log_dtype = torch.float64 if dtypes == {torch.float64} else torch.float32

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from rl4lm.loading import context_length
 from rl4lm.policy import Policy, PolicyModule
 from rl4lm.text import TextCodec
 
@@ -38,7 +37,6 @@ def make_policy(
         module,
         codec,
         end_token_ids=_end_token_ids(causal_lm, codec.tokenizer, stop_token_ids),
-        context_length=context_length(causal_lm.config),
         autocast_dtype=torch.bfloat16 if mixed else None,
     )
 

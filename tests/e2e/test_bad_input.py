@@ -19,7 +19,8 @@ from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadMode
 
 from rl4lm import loading
 from rl4lm.builtin import model_path
-from rl4lm.cli import main
+from rl4lm.cli import main, run
+from rl4lm.errors import ConfigError, RewardError
 
 SMALL = "--dataset_name good.jsonl --max_steps 1 --eval_samples 2 --prompts_per_step 1"
 TRAIN = f"train --output_dir out {SMALL}"
@@ -278,3 +279,17 @@ def test_a_user_sees_words_and_no_traceback(folder):
 def test_torch_is_what_the_control_of_these_tests_finds(folder):
     _, heavy, _ = answer([f"{SCORE} none.jsonl"], folder)
     assert torch.__name__ in heavy
+
+
+@pytest.mark.parametrize(
+    ("error", "said"), [(RewardError("of row 3"), True), (ConfigError("x"), False)]
+)
+def test_what_only_one_process_meets_is_said_by_that_process(error, said, monkeypatch, capsys):
+    """A broken reward on the second process's rows alone must not end the run without a word."""
+    monkeypatch.setenv("RANK", "1")
+
+    def broken():
+        raise error
+
+    assert run(broken) == 2
+    assert ("rl4lm (process 1): error: of row 3" in capsys.readouterr().err) is said
