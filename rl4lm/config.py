@@ -18,10 +18,13 @@ from pydantic.dataclasses import dataclass as pydantic_dataclass
 from pydantic_core import ErrorDetails
 
 from rl4lm.errors import ConfigError, did_you_mean
-from rl4lm.refusals import asks_for_nothing, unknown_option
+from rl4lm.refusals import asks_for_nothing, refused_value, unknown_option
 from rl4lm.schema import Option, describe, option
 
 ConfigClass = TypeVar("ConfigClass")
+
+# Baselines that need several completions of a prompt; a lone one would be compared with itself.
+COMPARES_WITHIN_PROMPT = frozenset({"prompt_mean", "prompt_leave_one_out", "length_weighted"})
 
 
 def _raises_config_error(cls: type[ConfigClass]) -> type[ConfigClass]:
@@ -49,6 +52,8 @@ def _explain(problem: ErrorDetails) -> str:
     if name not in OPTIONS:
         return unknown_option(name, OPTIONS)
     given, known = problem["input"], OPTIONS[name]
+    if (reason := refused_value(name, given)) is not None:
+        return f"{name}: {given} is refused, because {reason}"
     nearest = did_you_mean(given, known.choices) if isinstance(given, str) else ""
     return f"{name}: {given!r} given, expected {known.expected}{nearest}"
 
@@ -140,12 +145,66 @@ class ReinforceConfig:
     )
 
     baseline: Literal[
-        "auto", "none", "batch_mean", "batch_leave_one_out", "prompt_leave_one_out"
+        "auto",
+        "none",
+        "batch_mean",
+        "batch_leave_one_out",
+        "prompt_mean",
+        "prompt_leave_one_out",
+        "length_weighted",
+        "moving_average",
+        "prompt_value",
+        "linear_value",
     ] = option(
         "estimator",
         "auto",
         "what is subtracted from a reward; auto is prompt_leave_one_out where num_generations > 1, "
         "else batch_leave_one_out, and none where a step has one completion",
+    )
+    gamma: float = option(
+        "estimator",
+        1.0,
+        "discount per token of what is paid later; a completion's one reward is paid at its last "
+        "token; 1 = no discount",
+        ge=0,
+        le=1,
+    )
+    beta: float = option(
+        "estimator",
+        0.0,
+        "weight of the KL divergence from the model as it starts, in units of reward per nat; "
+        "0 = off",
+        ge=0,
+    )
+    kl_in: Literal["reward", "token_reward", "loss", "grpo_k3"] = option(
+        "estimator",
+        "reward",
+        "where the KL goes: reward takes it off the completion's reward, token_reward off what "
+        "each token earns, loss adds half its square; these three follow the gradient of the KL. "
+        "grpo_k3 is another objective",
+    )
+    entropy_coef: float = option(
+        "estimator", 0.0, "weight of the entropy, in units of reward per nat; 0 = off", ge=0
+    )
+    entropy_in: Literal["reward", "loss"] = option(
+        "estimator",
+        "reward",
+        "reward follows the gradient of the completion's entropy; loss only its direct term, which "
+        "is another objective",
+    )
+    num_iterations: int = option(
+        "estimator",
+        1,
+        "optimizer steps on the completions of one sampling; above 1 with importance ratio and "
+        "clip, which is another objective; 1 = off",
+        ge=1,
+    )
+    epsilon: float | None = option(
+        "estimator",
+        None,
+        "the importance ratio of a completion is clipped beyond 1 - epsilon and 1 + epsilon; none "
+        "= 0.2 where num_iterations > 1, else neither ratio nor clip",
+        gt=0,
     )
 
     learning_rate: float = option("optimizer", 1e-5, "peak learning rate; 0 = weights stay", ge=0)
@@ -197,6 +256,13 @@ class ReinforceConfig:
         "run", None, "evaluate every so many steps too; none or 0 = only before and after", ge=0
     )
     eval_samples: int = option("run", 500, "held-out prompts of an evaluation; 0 = off", ge=0)
+    noise_every: int = option(
+        "run",
+        10,
+        "steps between measurements of the gradient's noise, from two halves of the prompts; "
+        "0 = never",
+        ge=0,
+    )
     sample_table_steps: int = option(
         "run", 50, "steps between tables of sample completions; 0 = never", ge=0
     )
@@ -232,6 +298,13 @@ class ReinforceConfig:
         return "batch_leave_one_out" if self.completions_per_step > 1 else "none"
 
     @property
+    def resolved_epsilon(self) -> float | None:
+        """The clip range of the importance ratio, or None where there is no ratio."""
+        if self.epsilon is None and self.num_iterations > 1:
+            return 0.2
+        return self.epsilon
+
+    @property
     def resolved_lora_alpha(self) -> float:
         """The scale of the adapters with ``None`` decided."""
         return 2.0 * self.lora_r if self.lora_alpha is None else self.lora_alpha
@@ -262,9 +335,9 @@ class ReinforceConfig:
 def _conflicts(config: ReinforceConfig) -> Iterator[str]:
     """Each combination of options that cannot be meant: what was given, expected, and to do."""
     steps = f"prompts_per_step={config.prompts_per_step}, num_generations={config.num_generations}"
-    if config.baseline == "prompt_leave_one_out" and config.num_generations == 1:
+    if config.baseline in COMPARES_WITHIN_PROMPT and config.num_generations == 1:
         yield (
-            "baseline=prompt_leave_one_out compares the completions of one prompt, but "
+            f"baseline={config.baseline} compares the completions of one prompt, but "
             "num_generations=1; set num_generations to 2 or more, or baseline=batch_leave_one_out"
         )
     if config.baseline.startswith("batch_") and config.completions_per_step == 1:

@@ -7,6 +7,7 @@ plain short lines come instead. Only the main process speaks.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,9 +17,18 @@ from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeR
 from rich.table import Table
 
 _TABLE_ROWS = 5
-_SKIPS_SHOWN = 3
+_WARNINGS_SHOWN = 3  # of each kind that may come with every step
 _SCORE_ROWS = 20
 _PLAIN_WIDTH = 120  # columns of a table in a file
+# Metric -> how the progress line shows it.
+_PROGRESS = {
+    "kl": "kl {:.3f}",
+    "effective_share": "live {:.0%}",
+    "variance_reduction": "variance cut {:.0%}",
+    "gradient_snr": "snr {:.2g}",
+    "sampler_gap_max": "gap {:.0e}",
+    "tokens_per_second": "{:,.0f} tok/s",
+}
 _NUMBERS_WIDTH = 42  # columns that a table of completions needs besides prompt and completion
 
 
@@ -46,7 +56,8 @@ class Screen:
         self._task: Any = None
         self._total = 0
         self._first_step = 0
-        self._skipped = 0
+        self._said: Counter[str] = Counter()  # warnings of each kind
+        self._snr: float | None = None  # as last measured
         self._started = 0.0
 
     def only_if(self, shown: bool) -> None:
@@ -77,7 +88,8 @@ class Screen:
 
     def step(self, step: int, metrics: Mapping[str, float | None]) -> None:
         """Show the numbers of a finished step; `step` counts from 1."""
-        numbers = _numbers(metrics)
+        self._snr = metrics.get("gradient_snr") or self._snr
+        numbers = _numbers({**metrics, "gradient_snr": self._snr})
         if self._progress is not None:
             self._progress.update(self._task, completed=step, numbers=numbers)
         elif step % self._logging_steps == 0 or step in (1, self._total):
@@ -86,17 +98,29 @@ class Screen:
             self.note(f"step {step}/{self._total}  {numbers}  {_clock(left)} left")
 
     def skipped(self, step: int, metrics: Mapping[str, float | None]) -> None:
-        """Say why a step changed nothing; the first few times, since it may be every step."""
-        self._skipped += 1
-        if self._skipped > _SKIPS_SHOWN:
-            return
+        """Say why a step changed nothing."""
         why = (
             f"its gradient is not finite (norm {metrics['grad_norm']})"
             if metrics["effective_samples"]
             else "no completion had an advantage, all that were compared earned the same"
         )
-        last = "; further ones are only counted" if self._skipped == _SKIPS_SHOWN else ""
-        self.warn(f"step {step} changed nothing: {why}{last}")
+        self._warn_some_times("skipped", f"step {step} changed nothing: {why}")
+
+    def gap(self, step: int, metrics: Mapping[str, float | None], dtype: str) -> None:
+        """Say that sampling and training disagree about the policy."""
+        self._warn_some_times(
+            "gap",
+            f"step {step}: log-probabilities of sampling and training differ by "
+            f"{metrics['sampler_gap_mean']:.2g} on average and {metrics['sampler_gap_max']:.2g} at "
+            f"most, more than rounding in {dtype} explains; the gradient is that of another policy",
+        )
+
+    def _warn_some_times(self, kind: str, text: str) -> None:
+        """Warn the first few times, since it may be every step."""
+        self._said[kind] += 1
+        if self._said[kind] <= _WARNINGS_SHOWN:
+            last = self._said[kind] == _WARNINGS_SHOWN
+            self.warn(text + ("; further ones are only counted" if last else ""))
 
     def stop(self) -> None:
         """Take the bar down; may be called more than once."""
@@ -211,9 +235,14 @@ def _value(name: str, value: float | None) -> str:
 
 
 def _numbers(metrics: Mapping[str, float | None]) -> str:
-    reward, speed = metrics["reward"], metrics["tokens_per_second"]
-    shown = "none" if reward is None else f"{reward:.3f}"
-    return f"reward {shown}  {speed or 0:,.0f} tok/s"
+    """The numbers of the progress line; those that are not defined are left out."""
+    reward = metrics["reward"]
+    parts = [f"reward {'none' if reward is None else f'{reward:.3f}'}"]
+    for name, form in _PROGRESS.items():
+        value = metrics.get(name)
+        if value is not None:
+            parts.append(form.format(value))
+    return "  ".join(parts)
 
 
 def _clock(seconds: float) -> str:

@@ -1,14 +1,13 @@
-"""One optimizer step: sample, score, centre, differentiate, apply.
+"""One optimizer step: gather experience, differentiate, apply.
 
-Everything that decides the gradient is in this file, from top to bottom in the order in which it
-happens. Files, screens and the length of the run are the trainer's business.
+Everything that decides the gradient is in this file and in `experience.py`, from top to bottom in
+the order in which it happens. Files, screens and the length of the run are the trainer's business.
 """
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,27 +15,31 @@ import torch
 from torch import Tensor
 
 from rl4lm.assembly import Task
-from rl4lm.baselines import BASELINES, BaselineInputs
-from rl4lm.baselines import advantages as subtract_baseline
 from rl4lm.config import ReinforceConfig
-from rl4lm.data import stream_indices
-from rl4lm.errors import TrainingError
-from rl4lm.losses import logprob_weights, reinforce_loss
-from rl4lm.metrics import (
-    Stopwatch,
-    completion_rows,
-    gap_metrics,
-    pack,
-    rollout_metrics,
-    sampler_gap,
+from rl4lm.diagnostics import (
+    Tally,
+    as_row,
+    combine,
+    halves,
+    measured_tensors,
+    noise_metrics,
+    signal_metrics,
+    tally_advantages,
+    tally_gap,
+    tally_kl,
+    tally_ratios,
 )
+from rl4lm.errors import TrainingError
+from rl4lm.experience import Gatherer
+from rl4lm.losses import TokenWeights, reinforce_loss, token_weights
+from rl4lm.metrics import Stopwatch, completion_rows, rollout_metrics
+from rl4lm.objective import direct_terms, loss_terms, total
 from rl4lm.optim import make_optimizer, make_scheduler, scale_to_norm
 from rl4lm.policy import Policy
-from rl4lm.preparing import inference_mode_of
-from rl4lm.randomness import Stream
-from rl4lm.sampling import EndRule, InverseCdf, generate
+from rl4lm.reference import make_reference
+from rl4lm.sampling import EndRule
 from rl4lm.scoring import RewardContext
-from rl4lm.types import Example, Rollout, StepStats, TrainState
+from rl4lm.types import Experience, Rollout, StepStats, TrainState
 from rl4lm.world import World
 
 _NON_FINITE_LIMIT = 3  # steps in a row without a finite gradient after which the run stops
@@ -48,7 +51,7 @@ class Learner:
     def __init__(
         self, config: ReinforceConfig, policy: Policy, task: Task, ends: EndRule, world: World
     ) -> None:
-        """Take the parts of a run; the optimizer starts fresh.
+        """Take the parts of a run; the optimizer starts fresh, and the reference is the policy.
 
         Args:
             config: the options of the run.
@@ -60,113 +63,136 @@ class Learner:
         self.state = TrainState()
         self._config = config
         self._policy = policy
-        self._task = task
-        self._ends = ends
+        self._reward_names = task.judges.scorer.names
         self._world = world
-        self._share = world.share(config.prompts_per_step, "prompts_per_step")
+        budget = config.max_tokens_per_micro_batch
+        reference = make_reference(policy, config.temperature, budget) if config.beta else None
+        self.gatherer = Gatherer(config, policy, task, ends, reference, world)
+        self._terms = loss_terms(config)
+        self._always_live = bool(direct_terms(config))
         self._parameters = list(policy.trainable().values())
         self._optimizer = make_optimizer(config, self._parameters)
         self._scheduler = make_scheduler(config, self._optimizer)
-        self._baseline = BASELINES[config.resolved_baseline]
+        self._experience: Experience | None = None  # what the present steps learn from
         self._non_finite = 0  # steps in a row
 
     def step(self) -> StepStats:
         """One REINFORCE update: sample, score, centre, differentiate, apply."""
-        watch = Stopwatch()
+        watch, step = Stopwatch(), self.state.step
+        fresh = step % self._config.num_iterations == 0 or self._experience is None
+        if fresh:
+            self._experience, baseline_state = self.gatherer.gather(
+                step, self.state.baseline_state, self.context(), watch
+            )
+            self.state = replace(self.state, baseline_state=baseline_state)
+        assert self._experience is not None
+        return self.learn(self._experience, fresh, watch)
+
+    def learn(self, e: Experience, fresh: bool, watch: Stopwatch) -> StepStats:
+        """The second half of a step: differentiate the loss of an experience, and apply.
+
+        Args:
+            e: the experience.
+            fresh: it was gathered in this step, under the policy as it is.
+            watch: told of what took how long.
+        """
         step = self.state.step
-        examples = self._examples(step)
-        rollout = self._sample(examples, step)
-        watch.lap("sample")
-        texts = self._policy.codec.decode(rollout.completion_lists())
-        scores = self._task.judges.scorer(
-            examples, texts, rollout.completion_lists(), self.context()
-        )
-        watch.lap("score")
-        packed = self._world.gather(pack(rollout, scores))  # [P, G, 5 + K] of the whole step
-        advantages = self._advantages(packed)  # [P, G] of the whole step
-        mine = advantages[self._share].flatten()  # [B]
-        watch.lap("centre")
-        logprobs = self._differentiate(rollout, mine, advantages.numel())
+        measure_noise = bool(self._config.noise_every) and step % self._config.noise_every == 0
+        tally, noise = self._differentiate(e, fresh, measure_noise)
+        numbers = combine(tally, self._world.gather(as_row(tally)))
         watch.lap("gradient")
-        update = self._apply(live=bool(advantages.any()))
+        update = self._apply(live=self._always_live or numbers["live"] > 0)
         watch.lap("update")
-        gap = torch.tensor([sampler_gap(rollout, logprobs)], dtype=torch.float64)  # [1, 3]
-        tokens = int(packed[..., 2].sum())
+        tokens = int(e.measures[..., 3].sum()) if fresh else 0
         self.state = replace(
             self.state,
             step=step + 1,
-            samples=self.state.samples + advantages.numel(),
+            samples=self.state.samples + (e.num_completions if fresh else 0),
             tokens=self.state.tokens + tokens,
             skipped_steps=self.state.skipped_steps + int(not update["updated"]),
         )
+        seconds = sum(watch.seconds.values())
         metrics = {
             "step": step + 1,
-            **rollout_metrics(packed, self._task.judges.scorer.names),
-            "effective_samples": float(advantages.ne(0).sum()),
+            "loss": numbers["loss"],
+            **rollout_metrics(e.measures, self._reward_names),
+            **signal_metrics(numbers, e.num_completions),
+            **noise,
             **update,
-            **gap_metrics(self._world.gather(gap)),
-            **scores.metrics,
+            **e.scores.metrics,
             **watch.seconds,
-            "tokens_per_second": tokens / sum(watch.seconds.values()),
+            "tokens_per_second": tokens / seconds if fresh else None,
         }
-        rows = completion_rows(step + 1, examples, rollout, texts, scores, mine)
-        return StepStats(step + 1, metrics, rows)
-
-    def _examples(self, step: int) -> list[Example]:
-        """This process's prompts of a step."""
-        count = self._config.prompts_per_step
-        data = self._task.train
-        indices = stream_indices(len(data), self._config.seed, step * count, count)
-        return data.examples(indices[self._share])
-
-    def _sample(self, examples: Sequence[Example], step: int) -> Rollout:
-        choose = InverseCdf(
-            seed=self._config.seed,
-            stream=Stream.TRAINING,
-            step=step,
-            first_prompt=self._share.start,
-            num_generations=self._config.num_generations,
-            temperature=self._config.temperature,
-        )
-        with inference_mode_of(self._policy.module):
-            return generate(
-                self._policy,
-                self._policy.codec.encode([example.prompt for example in examples]),
-                choose,
-                num_generations=self._config.num_generations,
-                max_completion_length=self._config.max_completion_length,
-                ends=self._ends,
-            )
+        return StepStats(step + 1, metrics, completion_rows(step + 1, e) if fresh else [])
 
     def context(self) -> RewardContext:
         """Where training stands, for rewards that ask."""
         return RewardContext(self.state.step, self._config.max_steps, self._config.seed)
 
-    def _advantages(self, packed: Tensor) -> Tensor:
-        """A = r - b over the whole step: packed [P, G, 5 + K] -> float64 [P, G]."""
-        rewards, valid = packed[..., 0], packed[..., 1].bool()
-        inputs = BaselineInputs(lengths=packed[..., 2].long(), valid=valid)
-        baseline, state = self._baseline(rewards, inputs, self.state.baseline_state)
-        self.state = replace(self.state, baseline_state=state)
-        return subtract_baseline(rewards, baseline, valid)
+    def _differentiate(
+        self, e: Experience, fresh: bool, measure_noise: bool
+    ) -> tuple[Tally, dict[str, float | None]]:
+        """∇L of an experience into ``.grad``, and this process's numbers about it."""
+        sampled = e.rollout.sampling_logprobs.double()
+        epsilon = self._config.resolved_epsilon
+        # With an importance ratio the weights depend on the policy as it is now: one more pass.
+        logprobs = sampled if epsilon is None else self._logprobs(e.rollout)
+        loss = total(self._terms, e)
+        weights = token_weights(loss, logprobs, torch.zeros_like(logprobs))
+        tally = Tally({"loss": float(loss(logprobs, torch.zeros_like(logprobs)))}, {})
+        tally |= tally_advantages(e)
+        if epsilon is not None:
+            tally |= tally_ratios(e, logprobs, epsilon)
+        if self._config.beta:
+            tally |= tally_kl(e)
+        if measure_noise:
+            met, noise = self._backward_in_halves(e, weights)
+        else:
+            met, noise = self._backward(e.rollout, weights), {}
+        if fresh:
+            tally |= tally_gap(e.rollout, met)
+        return tally, noise
 
-    def _differentiate(self, rollout: Rollout, advantages: Tensor, total: int) -> Tensor:
-        """∇L into ``.grad``, summed over processes; returns the log-probs met, [B, T]."""
+    def _logprobs(self, rollout: Rollout) -> Tensor:
+        return self._policy.completion_logprobs(
+            rollout, self._config.temperature, self._config.max_tokens_per_micro_batch
+        ).double()
+
+    def _backward(self, rollout: Rollout, weights: TokenWeights) -> Tensor:
+        """∇ of the weighted sum into ``.grad``, over all processes; returns the log-probs met."""
+        self._clear_gradients()
+        met = self._accumulate(rollout, weights)
+        self._world.sum_gradients(self._parameters)
+        return met
+
+    def _backward_in_halves(
+        self, e: Experience, weights: TokenWeights
+    ) -> tuple[Tensor, dict[str, float | None]]:
+        """`_backward`, one half of the prompts after the other, and what their difference says."""
+        group = e.rollout.num_generations
+        prompts = len(e.rollout.prompt_ids)
+        first = halves(e.first_completion // group, prompts, group)[:, None]  # bool [B, 1]
+        self._clear_gradients()
+        met = self._accumulate(e.rollout, _masked(weights, first))
+        chosen = measured_tensors([p.numel() for p in self._parameters])
+        measured = [self._parameters[k] for k in chosen]
+        kept = [_gradient(p).clone() for p in measured]
+        other = self._accumulate(e.rollout, _masked(weights, ~first))
+        self._world.sum_gradients(self._parameters)
+        kept = self._world.sum(kept)
+        count = -(-(e.num_completions // group) // 2) * group  # the even places of the whole step
+        noise = noise_metrics(kept, [_gradient(p) for p in measured], count, e.num_completions)
+        return torch.where(first, met, other), noise
+
+    def _accumulate(self, rollout: Rollout, weights: TokenWeights) -> Tensor:
+        return self._policy.accumulate_gradient(
+            rollout, weights, self._config.temperature, self._config.max_tokens_per_micro_batch
+        )
+
+    def _clear_gradients(self) -> None:
         for parameter in self._parameters:
             # Zeros, never None: AdamW would leave a None parameter out of its decay of moments.
             parameter.grad = torch.zeros_like(parameter)
-        mask = rollout.completion_mask
-        # The loss is linear in the log-probs, so the leaf's values do not matter; its precision
-        # does, being that of the weights.
-        weights = logprob_weights(
-            lambda leaf: reinforce_loss(leaf, mask, advantages, total),
-            rollout.sampling_logprobs.double(),
-        )
-        logprobs = self._policy.accumulate_gradient(
-            rollout, weights, self._config.temperature, self._config.max_tokens_per_micro_batch
-        )
-        self._world.sum_gradients(self._parameters)
-        return logprobs
 
     def _apply(self, live: bool) -> dict[str, Any]:
         """Clip and step the optimizer; without any advantage or a finite gradient, skip it.
@@ -205,11 +231,34 @@ class Learner:
     def gradient(self, rollout: Rollout, advantages: Tensor) -> dict[str, Tensor]:
         """∇L of a rollout by the very backward pass of a step; see `ReinforceTrainer.gradient`."""
         count = torch.tensor([len(rollout.completion_ids)])
-        total = int(self._world.gather(count).sum())
-        self._differentiate(rollout, advantages, total)
+        everybody = int(self._world.gather(count).sum())
+        # The loss is linear in the log-probs, so the leaf's values do not matter; its precision
+        # does, being that of the weights.
+        leaf = rollout.sampling_logprobs.double()
+        weights = token_weights(
+            lambda logprobs, _: reinforce_loss(
+                logprobs, rollout.completion_mask, advantages, everybody
+            ),
+            leaf,
+            torch.zeros_like(leaf),
+        )
+        return self.gradient_of(rollout, weights)
+
+    def gradient_of(self, rollout: Rollout, weights: TokenWeights) -> dict[str, Tensor]:
+        """∇ of a weighted sum of log-probs and entropies, summed over processes, by name."""
+        self._backward(rollout, weights)
         result = {}
         for name, parameter in self._policy.trainable().items():
-            assert parameter.grad is not None
-            result[name] = parameter.grad.clone()
+            result[name] = _gradient(parameter).clone()
             parameter.grad = None
         return result
+
+
+def _masked(weights: TokenWeights, rows: Tensor) -> TokenWeights:
+    """The weights of some rows, and 0 elsewhere: rows bool [B, 1]."""
+    return TokenWeights(weights.logprobs.where(rows, 0.0), weights.entropies.where(rows, 0.0))
+
+
+def _gradient(parameter: Tensor) -> Tensor:
+    assert parameter.grad is not None
+    return parameter.grad

@@ -1,4 +1,4 @@
-"""Log-probabilities of tokens, and the head that computes them tile by tile.
+"""Log-probabilities and entropies of tokens, and the head that computes them tile by tile.
 
 Pure functions of tensors; `head` is any callable from hidden states to logits. The logits of a
 whole batch never exist at once: a tile of rows is multiplied, normalised, read and dropped, and
@@ -31,11 +31,23 @@ def log_softmax(logits: Tensor, temperature: float) -> Tensor:
 
 def token_logprobs(logits: Tensor, targets: Tensor, temperature: float) -> Tensor:
     """log π(target) of each row: logits [n, V], targets int64 [n] -> [n]."""
-    if logits.shape[:-1] != targets.shape:
-        raise ValueError(
-            f"logits {tuple(logits.shape)} must have one row per target {tuple(targets.shape)}"
-        )
-    return log_softmax(logits, temperature).gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+    return _of_targets(log_softmax(logits, temperature), targets)
+
+
+def token_entropies(logits: Tensor, temperature: float) -> Tensor:
+    """The entropy of the distribution that each token is drawn from.
+
+        H = -Σ_v π_v log π_v,  π = softmax(logits / temperature)
+
+    Args:
+        logits: [n, V]; -inf marks a token that cannot be drawn, which adds nothing to H.
+        temperature: of the distribution, > 0.
+
+    Returns:
+        [n], in nats, from 0 (one token is certain) to log V (all are equally likely); float32, or
+        float64 where the logits are.
+    """
+    return _entropies(log_softmax(logits, temperature))
 
 
 @torch.no_grad()
@@ -48,6 +60,14 @@ def tiled_logprobs(
     return torch.cat(pieces) if pieces else hidden.new_zeros(0)
 
 
+@torch.no_grad()
+def tiled_entropies(hidden: Tensor, head: Head, temperature: float, vocabulary: int) -> Tensor:
+    """Entropies of the next token without gradient: hidden [n, H] -> [n]."""
+    tiles = _tiles(len(hidden), vocabulary)
+    pieces = [token_entropies(head(hidden[t]), temperature) for t in tiles]
+    return torch.cat(pieces) if pieces else hidden.new_zeros(0)
+
+
 def tiled_gradient(
     hidden: Tensor,
     head: Head,
@@ -55,11 +75,14 @@ def tiled_gradient(
     weights: Tensor,
     temperature: float,
     vocabulary: int,
+    entropy_weights: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """One pass of the head that gives the log-probs and the gradient of their weighted sum.
+    """One pass of the head that gives the log-probs and the gradient of a weighted sum.
 
-    With ``S = Σ_k weights_k · log π(targets_k)``, ``∂S/∂(head parameters)`` is added to their
-    ``.grad`` and ``∂S/∂hidden`` is returned, so that the caller goes on through the backbone.
+        S = Σ_k weights_k · log π(targets_k) + Σ_k entropy_weights_k · H_k
+
+    ``∂S/∂(head parameters)`` is added to their ``.grad`` and ``∂S/∂hidden`` is returned, so that
+    the caller goes on through the backbone.
 
     Args:
         hidden: [n, H], hidden states from which the targets are predicted.
@@ -68,26 +91,66 @@ def tiled_gradient(
         weights: [n], ∂L/∂log π of each token.
         temperature: of the distribution, > 0.
         vocabulary: V, which sets the size of a tile.
+        entropy_weights: [n], ∂L/∂H of the distribution each token was drawn from; without them no
+            entropy is computed.
 
     Returns:
         Log-probs [n], without gradient, and ∂S/∂hidden [n, H].
+
+    Raises:
+        ValueError: not one row per predicted token in each.
     """
-    if not len(hidden) == len(targets) == len(weights):
-        raise ValueError(
-            f"hidden ({len(hidden)}), targets ({len(targets)}) and weights ({len(weights)}) "
-            "must have one row per predicted token"
-        )
+    _check_rows(hidden, targets, weights, entropy_weights)
     logprobs = []
     hidden_gradient = torch.zeros_like(hidden)
     for tile in _tiles(len(targets), vocabulary):
         leaf = hidden[tile].detach().requires_grad_()
         with torch.enable_grad():
-            tile_logprobs = token_logprobs(head(leaf), targets[tile], temperature)
-            (tile_logprobs * weights[tile].to(tile_logprobs.dtype)).sum().backward()
+            log_pi = log_softmax(head(leaf), temperature)  # [rows of the tile, V]
+            tile_logprobs = _of_targets(log_pi, targets[tile])
+            total = _weighted_sum(tile_logprobs, weights[tile])
+            if entropy_weights is not None:
+                total = total + _weighted_sum(_entropies(log_pi), entropy_weights[tile])
+            total.backward()
         assert leaf.grad is not None
         hidden_gradient[tile] = leaf.grad
         logprobs.append(tile_logprobs.detach())
     return torch.cat(logprobs) if logprobs else weights.new_zeros(0), hidden_gradient
+
+
+def _of_targets(log_pi: Tensor, targets: Tensor) -> Tensor:
+    """log π(target) of each row: log_pi [n, V], targets int64 [n] -> [n]."""
+    if log_pi.shape[:-1] != targets.shape:
+        raise ValueError(
+            f"logits {tuple(log_pi.shape)} must have one row per target {tuple(targets.shape)}"
+        )
+    return log_pi.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+
+
+def _entropies(log_pi: Tensor) -> Tensor:
+    """-Σ_v π_v log π_v of each row: [n, V] -> [n]."""
+    # Replaced before the product: 0 · -inf is nan, and so would its derivative be after it.
+    finite = log_pi.masked_fill(log_pi.isneginf(), 0.0)
+    return -(log_pi.exp() * finite).sum(dim=-1)
+
+
+def _weighted_sum(values: Tensor, weights: Tensor) -> Tensor:
+    return (values * weights.to(values.dtype)).sum()
+
+
+def _check_rows(
+    hidden: Tensor, targets: Tensor, weights: Tensor, entropy_weights: Tensor | None
+) -> None:
+    if not len(hidden) == len(targets) == len(weights):
+        raise ValueError(
+            f"hidden ({len(hidden)}), targets ({len(targets)}) and weights ({len(weights)}) "
+            "must have one row per predicted token"
+        )
+    if entropy_weights is not None and entropy_weights.shape != weights.shape:
+        raise ValueError(
+            f"entropy_weights {tuple(entropy_weights.shape)} and weights {tuple(weights.shape)} "
+            "must have one row per predicted token"
+        )
 
 
 def _tiles(rows: int, vocabulary: int) -> Iterator[slice]:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rl4lm.types import Example, Rollout, Scores
+from rl4lm.types import Experience, Rollout, Scores
 
 
 class Stopwatch:
@@ -33,13 +33,15 @@ class Stopwatch:
         self._last = now
 
 
-def pack(rollout: Rollout, scores: Scores) -> Tensor:
-    """What the other processes need of a step here: float64 [P, G, 5 + K] for K rewards.
+def pack(rollout: Rollout, scores: Scores, returns: Tensor) -> Tensor:
+    """What the other processes need of a step here: float64 [P, G, 6 + K] for K rewards.
 
-    In the last dimension: reward, valid, length, ended, sum of log-probs, then each reward.
+    In the last dimension: return from the start, reward, valid, length, ended, sum of log-probs,
+    then each reward. The return is what the baselines see.
     """
     shape = scores.rewards.shape
     columns = [
+        returns.reshape(shape),
         scores.rewards,
         scores.valid,
         rollout.lengths.reshape(shape),
@@ -51,8 +53,8 @@ def pack(rollout: Rollout, scores: Scores) -> Tensor:
 
 
 def rollout_metrics(packed: Tensor, names: Sequence[str]) -> dict[str, float | None]:
-    """Numbers about the completions of a step, from `pack` of all processes [P, G, 5 + K]."""
-    rewards, valid, lengths, ended, logprobs = packed[..., :5].unbind(dim=-1)
+    """Numbers about the completions of a step, from `pack` of all processes [P, G, 6 + K]."""
+    rewards, valid, lengths, ended, logprobs = packed[..., 1:6].unbind(dim=-1)
     applies = valid.bool()
     spread = torch.where(applies, rewards, math.nan)  # [P, G]
     tokens = float(lengths.sum())
@@ -68,7 +70,7 @@ def rollout_metrics(packed: Tensor, names: Sequence[str]) -> dict[str, float | N
         "entropy": -float(logprobs.sum()) / tokens,
     }
     for k, name in enumerate(names):
-        values = packed[..., 5 + k]
+        values = packed[..., 6 + k]
         present = values[~values.isnan()]
         metrics[f"rewards/{name}/mean"] = _mean(present)
         metrics[f"rewards/{name}/std"] = _std(present)
@@ -90,61 +92,42 @@ def _equal_rows(rewards: Tensor) -> Tensor:
     return low >= high
 
 
-def sampler_gap(rollout: Rollout, logprobs: Tensor) -> tuple[float, float, float]:
-    """Sum, count and largest of |sampling log-prob - training log-prob| over the tokens met.
-
-    Args:
-        rollout: with the log-probs at sampling time.
-        logprobs: [B, T] of the training pass, nan on completions that were not run.
-    """
-    gaps = (rollout.sampling_logprobs - logprobs).abs()[rollout.completion_mask]
-    met = gaps[~gaps.isnan()]
-    if not len(met):
-        return 0.0, 0.0, 0.0
-    return float(met.sum()), float(len(met)), float(met.max())
-
-
-def gap_metrics(parts: Tensor) -> dict[str, float | None]:
-    """`sampler_gap` of all processes [W, 3] as metrics."""
-    total, count, largest = parts[:, 0].sum(), float(parts[:, 1].sum()), parts[:, 2].max()
-    if not count:
-        return {"sampler_gap_mean": None, "sampler_gap_max": None}
-    return {"sampler_gap_mean": float(total) / count, "sampler_gap_max": float(largest)}
-
-
-def completion_rows(
-    step: int,
-    examples: Sequence[Example],
-    rollout: Rollout,
-    texts: Sequence[str],
-    scores: Scores,
-    advantages: Tensor,
-) -> list[dict[str, Any]]:
-    """The completions of this process as plain rows for the log; advantages [B]."""
-    group = rollout.num_generations
+def completion_rows(step: int, e: Experience) -> list[dict[str, Any]]:
+    """The completions of this process as plain rows for the log."""
+    rollout, scores, group = e.rollout, e.scores, e.rollout.num_generations
     prompt_ids, completion_ids = rollout.prompt_lists(), rollout.completion_lists()
     rewards, valid = scores.rewards.flatten().tolist(), scores.valid.flatten().tolist()
     parts = {name: values.flatten().tolist() for name, values in scores.parts.items()}
     logprobs = rollout.sampling_logprobs.sum(dim=1).tolist()
-    ended, centred = rollout.ended.tolist(), advantages.tolist()
+    from_start = e.advantages if e.advantages.dim() == 1 else e.advantages[:, 0]
+    ended, centred = rollout.ended.tolist(), from_start.tolist()
     return [
         {
             "step": step,
-            "prompt_id": examples[i // group].prompt_id,
+            "prompt_id": e.examples[i // group].prompt_id,
             "sample": i % group,
-            "prompt": examples[i // group].prompt,
-            "completion": texts[i],
+            "prompt": e.examples[i // group].prompt,
+            "completion": e.texts[i],
             "prompt_ids": prompt_ids[i // group],
             "completion_ids": completion_ids[i],
             "reward": rewards[i] if valid[i] else None,
             "rewards": {name: values[i] for name, values in parts.items()},
+            **_token_rewards(e, i),
             "advantage": centred[i],
             "sampling_logprob": logprobs[i],
             "truncated": not ended[i],
             **_extras(scores.extra, i),
         }
-        for i in range(len(texts))
+        for i in range(len(e.texts))
     ]
+
+
+def _token_rewards(e: Experience, row: int) -> dict[str, list[float]]:
+    """What each token of a completion was paid, where rewards are given per token."""
+    if e.scores.token_rewards is None:
+        return {}
+    length = int(e.rollout.completion_mask[row].sum())
+    return {"token_rewards": e.scores.token_rewards[row, :length].tolist()}
 
 
 def _extras(extra: Mapping[str, Sequence[Any]], row: int) -> dict[str, Any]:

@@ -7,6 +7,7 @@ and differentiation differ only in the function that reads the hidden states out
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -15,7 +16,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from rl4lm.logprobs import Head, tiled_gradient, tiled_logprobs
+from rl4lm.logprobs import Head, tiled_entropies, tiled_gradient, tiled_logprobs
+from rl4lm.losses import TokenWeights
 from rl4lm.microbatch import MicroBatch, first_of_equals, micro_batches
 from rl4lm.text import TextCodec
 from rl4lm.types import Rollout
@@ -98,6 +100,11 @@ def last_logits(hidden: Tensor, head: Head) -> Tensor:
     return head(hidden[:, -1])
 
 
+def last_hidden(hidden: Tensor, head: Head) -> Tensor:
+    """Hidden states [b, H] of the last token of each row."""
+    return hidden[:, -1]
+
+
 class Policy:
     """A policy module with its text codec, its precision and its ends."""
 
@@ -130,12 +137,16 @@ class Policy:
         return next(self.module.parameters()).device
 
     @property
+    def compute_dtype(self) -> torch.dtype:
+        """The precision of the computation: that of autocast, or the parameters' coarsest."""
+        if self._autocast_dtype is not None or self._log_dtype == torch.float64:
+            return self._autocast_dtype or torch.float64
+        return next(self.module.parameters()).dtype
+
+    @property
     def tolerance(self) -> float:
         """Largest difference of two log-probs that rounding explains, by compute dtype."""
-        if self._autocast_dtype is not None or self._log_dtype != torch.float64:
-            coarse = self._autocast_dtype or next(self.module.parameters()).dtype
-            return 1e-3 if coarse == torch.float32 else 0.25
-        return 1e-9
+        return {torch.float64: 1e-9, torch.float32: 1e-3}.get(self.compute_dtype, 0.25)
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """The parameters that receive gradients, by their plain names in the model."""
@@ -147,9 +158,10 @@ class Policy:
         from transformers import DynamicCache
 
         cache = DynamicCache()
-        positions = (prompt_mask.long().cumsum(dim=1) - 1).clamp(min=0)
         with self.precision():
-            logits = self.module(last_logits, prompt_ids, prompt_mask, positions, cache)
+            logits = self.module(
+                last_logits, prompt_ids, prompt_mask, _positions(prompt_mask), cache
+            )
         return logits, cache
 
     def decode(self, tokens: Tensor, mask: Tensor, positions: Tensor, cache: Any) -> Tensor:
@@ -158,6 +170,17 @@ class Policy:
             return self.module(last_logits, tokens[:, None], mask, positions[:, None], cache)
 
     @torch.no_grad()
+    def prompt_features(self, prompt_ids: Tensor, prompt_mask: Tensor) -> Tensor:
+        """The last hidden state of each left-padded prompt [P, Q]: float64 [P, H] on the CPU."""
+        with self.precision():
+            hidden = self.module(
+                last_hidden,
+                prompt_ids.to(self.device),
+                prompt_mask.to(self.device),
+                _positions(prompt_mask).to(self.device),
+            )
+        return hidden.double().cpu()
+
     def completion_logprobs(
         self, rollout: Rollout, temperature: float = 1.0, max_tokens: int = 16384
     ) -> Tensor:
@@ -172,15 +195,41 @@ class Policy:
             [B, T] on the CPU, 0 outside the completion mask, without gradient; float32, or float64
             where the model is.
         """
+        return self._read_tokens(
+            rollout,
+            lambda hidden, head, targets: tiled_logprobs(
+                hidden, head, targets, temperature, self.module.vocabulary
+            ),
+            max_tokens,
+        )
+
+    def completion_entropies(
+        self, rollout: Rollout, temperature: float = 1.0, max_tokens: int = 16384
+    ) -> Tensor:
+        """Entropy of the distribution that each completion token was drawn from, in nats.
+
+        As `completion_logprobs`, with ``H_t = -Σ_v π(v | q, o_<t) log π(v | q, o_<t)``.
+        """
+        return self._read_tokens(
+            rollout,
+            lambda hidden, head, targets: tiled_entropies(
+                hidden, head, temperature, self.module.vocabulary
+            ),
+            max_tokens,
+        )
+
+    @torch.no_grad()
+    def _read_tokens(
+        self,
+        rollout: Rollout,
+        read_tokens: Callable[[Tensor, Head, Tensor], Tensor],
+        max_tokens: int,
+    ) -> Tensor:
+        """A number per completion token, [B, T], from hidden states [n, H] and targets [n]."""
 
         def read(hidden: Tensor, head: Head) -> Tensor:
-            return tiled_logprobs(
-                hidden[batch.predicts.to(hidden.device)],
-                head,
-                batch.targets.to(hidden.device),
-                temperature,
-                self.module.vocabulary,
-            )
+            chosen = hidden[batch.predicts.to(hidden.device)]
+            return read_tokens(chosen, head, batch.targets.to(hidden.device))
 
         result = torch.zeros(rollout.completion_mask.shape, dtype=self._log_dtype)
         for batch in micro_batches(rollout, range(len(rollout.completion_ids)), max_tokens):
@@ -190,18 +239,19 @@ class Policy:
     def accumulate_gradient(
         self,
         rollout: Rollout,
-        weights: Tensor,
+        weights: TokenWeights,
         temperature: float,
         max_tokens: int,
     ) -> Tensor:
-        """Add ∂/∂θ of ``Σ weights · log π`` to the parameters' gradients.
+        """Add ∂/∂θ of ``Σ weights.logprobs · log π + Σ weights.entropies · H`` to the gradients.
 
         Completions whose weights are all zero contribute nothing and are not run; of equal
         completions of a prompt one is run for all.
 
         Args:
             rollout: B completions.
-            weights: [B, T], ∂L/∂log π of every token; read inside the completion mask only.
+            weights: two times [B, T], the derivative of the loss by what is known of every token;
+                read inside the completion mask only.
             temperature: of the distribution, > 0.
             max_tokens: padded tokens of one micro-batch; does not change the result.
 
@@ -210,26 +260,35 @@ class Policy:
             that were not run, 0 outside the mask.
         """
 
+        def of_tokens(table: Tensor) -> Tensor:
+            """[n], the entries of a [B, T] table at the tokens that the micro-batch predicts."""
+            return table[batch.rows][rollout.completion_mask[batch.rows]].to(self.device)
+
         def read(hidden: Tensor, head: Head) -> tuple[Tensor, Tensor]:
             chosen = hidden[batch.predicts.to(hidden.device)]  # [n, H]
-            row_weights = summed[batch.rows][rollout.completion_mask[batch.rows]]  # [n]
             logprobs, gradient = tiled_gradient(
                 chosen,
                 head,
                 batch.targets.to(hidden.device),
-                row_weights.to(hidden.device),
+                of_tokens(of_logprobs),
                 temperature,
                 self.module.vocabulary,
+                of_tokens(of_entropies) if with_entropies else None,
             )
-            # Its gradient with respect to the backbone is that of Σ weights · log π.
+            # Its gradient with respect to the backbone is that of the weighted sum.
             return logprobs, (chosen * gradient).sum()
 
+        mask = rollout.completion_mask
         owners = first_of_equals(rollout)  # int64 [B]
-        summed = torch.zeros_like(weights).index_add_(0, owners, weights)  # [B, T]
-        live = (summed.ne(0) & rollout.completion_mask).any(dim=1).nonzero().flatten().tolist()
-        result = torch.full(rollout.completion_mask.shape, float("nan"), dtype=self._log_dtype)
-        result.masked_fill_(~rollout.completion_mask, 0.0)
-        for batch in micro_batches(rollout, live, max_tokens):
+        of_logprobs, of_entropies = (
+            torch.zeros_like(table).index_add_(0, owners, table)  # [B, T]
+            for table in (weights.logprobs, weights.entropies)
+        )
+        with_entropies = bool((of_entropies.ne(0) & mask).any())
+        live = ((of_logprobs.ne(0) | of_entropies.ne(0)) & mask).any(dim=1)  # bool [B]
+        result = torch.full(mask.shape, float("nan"), dtype=self._log_dtype)
+        result.masked_fill_(~mask, 0.0)
+        for batch in micro_batches(rollout, live.nonzero().flatten().tolist(), max_tokens):
             logprobs, surrogate = self._run(batch, read)
             if surrogate.requires_grad:  # not so where only the head is trained
                 surrogate.backward()
@@ -246,11 +305,30 @@ class Policy:
                 batch.position_ids.to(device),
             )
 
+    def without_adapter(self) -> AbstractContextManager[Any]:
+        """The context in which the adapter is off: the base model as it started."""
+        return self.module.model.disable_adapter()  # type: ignore[operator]  # a peft model's
+
+    def frozen_copy(self) -> Policy:
+        """The policy as it is now, with parameters of its own that no gradient reaches."""
+        module = copy.deepcopy(self.module).requires_grad_(False)
+        return Policy(
+            module,
+            self.codec,
+            end_token_ids=self.end_token_ids,
+            autocast_dtype=self._autocast_dtype,
+        )
+
     def precision(self) -> AbstractContextManager[Any]:
         """The context that computations run in: autocast, or nothing."""
         if self._autocast_dtype is None:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=self._autocast_dtype)
+
+
+def _positions(mask: Tensor) -> Tensor:
+    """Position of every token of left-padded prompts [P, Q]; padding has any."""
+    return (mask.long().cumsum(dim=1) - 1).clamp(min=0)
 
 
 def _scatter(result: Tensor, batch: MicroBatch, rollout: Rollout, logprobs: Tensor) -> None:

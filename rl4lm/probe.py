@@ -15,6 +15,7 @@ from torch import Tensor
 
 from rl4lm.errors import ModelError, TrainingError
 from rl4lm.logprobs import token_logprobs
+from rl4lm.losses import TokenWeights
 from rl4lm.policy import Policy
 from rl4lm.preparing import inference_mode_of
 from rl4lm.randomness import Stream, uniforms
@@ -182,7 +183,8 @@ def _check_gradients(policy: Policy, rollout: Rollout) -> None:
             "no parameter is trainable; unfreeze the model, or ask for an adapter with --use_peft"
         )
     _drop_gradients(policy)
-    weights = torch.ones_like(rollout.sampling_logprobs)
+    ones = torch.ones_like(rollout.sampling_logprobs)
+    weights = TokenWeights(ones, torch.zeros_like(ones))
     policy.accumulate_gradient(rollout, weights, temperature=1.0, max_tokens=10**9)
     silent = [
         name

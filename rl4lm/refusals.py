@@ -36,8 +36,8 @@ NOT_OFFERED: Mapping[str, str] = {
     **dict.fromkeys(("scale_rewards", "loss_type", "mask_truncated_completions"), _GRPO),
     **dict.fromkeys(("importance_sampling_level", "epsilon_high", "delta"), _GRPO),
     **dict.fromkeys(("bf16", "fp16", "tf32", "torch_dtype"), _DTYPE),
-    **dict.fromkeys(("beta", "kl_in", "entropy_coef", "entropy_in"), _NOT_YET),
-    **dict.fromkeys(("gamma", "num_iterations", "epsilon", "ref_model"), _NOT_YET),
+    "ref_model": "the reference of the KL is the model as it starts; beta is its weight",
+    **dict.fromkeys(("kl_coef", "init_kl_coef"), "the weight of the KL is called beta here"),
     **dict.fromkeys(("reward_timeout_s", "on_reward_error"), _NOT_YET),
     **dict.fromkeys(("report_to", "run_name", "push_to_hub", "hub_model_id"), _NOT_YET),
     **dict.fromkeys(("save_steps", "save_strategy", "save_total_limit"), _NOT_YET),
@@ -56,10 +56,30 @@ NOT_OFFERED: Mapping[str, str] = {
 }
 
 
+_K1_IN_LOSS = (
+    "the expected gradient of k1 in the loss is exactly zero: pure noise and no pull at all; "
+    "kl_in=reward uses k1 where its gradient is exact, kl_in=loss uses k2 in the loss"
+)
+_K3_IN_LOSS = (
+    "k3 in the loss does not follow the gradient of the KL; ask for it as kl_in=grpo_k3 if it is "
+    "GRPO's objective that you want, or use kl_in=loss"
+)
+# Values that someone may well ask for, of options that do not take them -> the reason.
+_REFUSED_VALUES: Mapping[tuple[str, str], str] = {
+    **{("kl_in", word): _K1_IN_LOSS for word in ("k1", "k1_loss", "loss_k1")},
+    **{("kl_in", word): _K3_IN_LOSS for word in ("k3", "k3_loss", "loss_k3")},
+}
+
+
+def refused_value(name: str, value: object) -> str | None:
+    """Why a value of an option is refused, in words that follow "because"; None if not known."""
+    return _REFUSED_VALUES.get((name, str(value)))
+
+
 # Values that ask for nothing: a configuration written for another toolkit may spell them out.
 _OFF: Mapping[str, tuple[object, ...]] = {
-    **dict.fromkeys(("top_p", "repetition_penalty", "gamma", "num_iterations"), (1, None)),
-    **dict.fromkeys(("top_k", "min_p", "lora_dropout", "beta", "entropy_coef"), (0, None)),
+    **dict.fromkeys(("top_p", "repetition_penalty"), (1, None)),
+    **dict.fromkeys(("top_k", "min_p", "lora_dropout"), (0, None)),
     **dict.fromkeys(("push_to_hub", "load_in_4bit", "load_in_8bit", "use_vllm"), (False, None)),
     **dict.fromkeys(("resume_from_checkpoint", "generation_kwargs"), (None,)),
     "report_to": ("none", [], ["none"], None),

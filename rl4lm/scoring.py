@@ -3,7 +3,8 @@
 A reward is called once per process and step with keywords over all rows in order: `prompts`,
 `completions`, each extra column by its name, and, where it names them or takes ``**kwargs``,
 `completion_ids`, `trainer_state`, `log_extra`, `log_metric`. It returns one float or None per
-completion and may be ``async``. Any reward written for TRL works unchanged.
+completion, or a list of floats with one per token, and may be ``async``. Any reward written for
+TRL works unchanged.
 
 Rewards run in the trainer's own process, without a time limit.
 """
@@ -19,10 +20,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from rl4lm.errors import RewardError, RewardFailedError
 from rl4lm.reward_lookup import NamedReward
 from rl4lm.types import Example, Scores
+
+Value = float | list[float]  # a row's reward, nan for None; or one number per token
 
 # Names that a reward's own notes may not take.
 COMPLETION_FIELDS = (
@@ -35,18 +39,26 @@ COMPLETION_FIELDS = (
     "completion_ids",
     "reward",
     "rewards",
+    "token_rewards",
     "advantage",
     "sampling_logprob",
     "truncated",
 )
 METRIC_NAMES = (
     "step",
+    "loss",
+    "kl",
+    "kl_sequence",
     "reward",
     "reward_std",
     "frac_reward_zero_std",
     "rewards_not_applicable",
     "entropy",
     "effective_samples",
+    "effective_share",
+    "variance_reduction",
+    "gradient_noise_scale",
+    "gradient_snr",
     "grad_norm",
     "grad_clipped",
     "updated",
@@ -55,6 +67,9 @@ METRIC_NAMES = (
     "sampler_gap_max",
     "tokens_per_second",
 )
+
+
+_METRIC_FAMILIES = ("rewards/", "time/", "completions/", "importance_ratio/", "clip_ratio/")
 
 
 @dataclass(frozen=True)
@@ -98,7 +113,8 @@ class Scorer:
         """Score the B = P·G completions of P examples, the G of an example side by side.
 
         Raises:
-            RewardError: a reward returned something that is not a list of B floats or Nones.
+            RewardError: a reward returned something that is not a list of B floats, Nones or
+                lists with a float per token.
             RewardFailedError: a reward raised.
         """
         notes = [_Notes(len(completions), prefix) for prefix in self._prefixes()]
@@ -106,10 +122,11 @@ class Scorer:
         group = len(completions) // len(examples)
         ids = [examples[i // group].prompt_id for i in range(len(completions))]
         values = [
-            _checked(reward, result, ids)
+            _checked(reward, result, ids, completion_ids)
             for reward, result in zip(self._rewards, self._call_all(offered, notes), strict=True)
         ]
-        per_reward = torch.tensor(values, dtype=torch.float64)  # [K, B], nan where None
+        totals = [[_total(value) for value in row] for row in values]
+        per_reward = torch.tensor(totals, dtype=torch.float64)  # [K, B], nan where None
         applies = ~per_reward.isnan()
         weighted = per_reward.nan_to_num(nan=0.0) * self._weights[:, None]
         shape = (len(examples), group)
@@ -117,6 +134,7 @@ class Scorer:
             rewards=weighted.sum(dim=0).reshape(shape),
             valid=applies.any(dim=0).reshape(shape),
             parts={n: v.reshape(shape) for n, v in zip(self.names, per_reward, strict=True)},
+            token_rewards=_dealt_to_tokens(values, self._weights.tolist(), completion_ids),
             extra={name: values for note in notes for name, values in note.extra.items()},
             metrics={name: value for note in notes for name, value in note.metrics.items()},
         )
@@ -164,7 +182,7 @@ class _Notes:
 
     def _free(self, name: str, taken: Sequence[str]) -> str:
         full = self._prefix + name
-        if full in taken or full.startswith(("rewards/", "time/")):
+        if full in taken or full.startswith(_METRIC_FAMILIES):
             raise ValueError(f"{full!r} is a name of the log's own; choose another one")
         return full
 
@@ -217,8 +235,13 @@ def _failure(reward: NamedReward, error: BaseException) -> RewardFailedError:
     return RewardFailedError(f"the reward {reward.name!r} raised {type(error).__name__}: {error}")
 
 
-def _checked(reward: NamedReward, result: Any, prompt_ids: Sequence[str]) -> list[float]:
-    """The result as B floats, nan for None."""
+def _checked(
+    reward: NamedReward,
+    result: Any,
+    prompt_ids: Sequence[str],
+    completion_ids: Sequence[Sequence[int]],
+) -> list[Value]:
+    """The result as B values: a float, nan for None, or a list with a float per token."""
     # A mapping or a set has a length and no order: its keys would pass for rewards.
     if isinstance(result, (str, bytes, Mapping, Set)) or not hasattr(result, "__len__"):
         raise RewardError(
@@ -231,18 +254,60 @@ def _checked(reward: NamedReward, result: Any, prompt_ids: Sequence[str]) -> lis
             f"the reward {reward.name!r} returned {len(values)} values for {len(prompt_ids)} "
             "completions; it must return one per completion, in order"
         )
-    return [_number(reward, v, i, prompt_ids[i]) for i, v in enumerate(values)]
+    return [
+        _value(reward, value, f"row {i} (prompt {prompt_ids[i]})", len(completion_ids[i]))
+        for i, value in enumerate(values)
+    ]
 
 
-def _number(reward: NamedReward, value: Any, row: int, prompt_id: str) -> float:
+def _value(reward: NamedReward, value: Any, where: str, tokens: int) -> Value:
+    """A row's reward: a float, nan for None, or a float for each of its tokens."""
     if value is None:
         return math.nan
-    where = f"the reward {reward.name!r} returned {value!r:.100} for row {row} (prompt {prompt_id})"
-    if isinstance(value, (list, tuple)):
-        raise RewardError(f"{where}; rewards per token are not in this version, give one float")
+    values = value.tolist() if hasattr(value, "tolist") else value
+    if not isinstance(values, (list, tuple)):
+        return _number(reward, values, where)
+    if len(values) != tokens:
+        raise RewardError(
+            f"the reward {reward.name!r} returned a list of {len(values)} for {where}, whose "
+            f"completion has {tokens} tokens; give one float per token of `completion_ids`, the "
+            "end token included, or one float for the completion"
+        )
+    return [_number(reward, each, f"token {t} of {where}") for t, each in enumerate(values)]
+
+
+def _number(reward: NamedReward, value: Any, where: str) -> float:
+    said = f"the reward {reward.name!r} returned {value!r:.100} for {where}"
     if isinstance(value, (str, bytes)) or not hasattr(value, "__float__"):
-        raise RewardError(f"{where}, which is not a number; give a float, or None for 'no reward'")
+        raise RewardError(f"{said}, which is not a number; give a float, or None for 'no reward'")
     number = float(value)
     if not math.isfinite(number):
-        raise RewardError(f"{where}; give a finite float, or None where the reward does not apply")
+        raise RewardError(f"{said}; give a finite float, or None where the reward does not apply")
     return number
+
+
+def _total(value: Value) -> float:
+    return math.fsum(value) if isinstance(value, list) else value
+
+
+def _dealt_to_tokens(
+    values: Sequence[Sequence[Value]],
+    weights: Sequence[float],
+    completion_ids: Sequence[Sequence[int]],
+) -> Tensor | None:
+    """The weighted sum per token, float64 [B, T]; None where no reward is given per token.
+
+    One reward for a whole completion is earned at its last token.
+    """
+    if not any(isinstance(value, list) for row in values for value in row):
+        return None
+    table = torch.zeros(
+        len(completion_ids), max(len(ids) for ids in completion_ids), dtype=torch.float64
+    )
+    for weight, row in zip(weights, values, strict=True):
+        for i, value in enumerate(row):
+            if isinstance(value, list):
+                table[i, : len(value)] += weight * torch.tensor(value, dtype=torch.float64)
+            elif not math.isnan(value):
+                table[i, len(completion_ids[i]) - 1] += weight * value
+    return table

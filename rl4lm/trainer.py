@@ -19,6 +19,7 @@ from rl4lm.assembly import Task, assemble_policy, assemble_task, end_rule
 from rl4lm.checkpoint import save_weights
 from rl4lm.config import OPTIONS, ReinforceConfig
 from rl4lm.console import Screen
+from rl4lm.diagnostics import gap_is_suspicious
 from rl4lm.errors import ConfigError
 from rl4lm.evaluate import evaluate
 from rl4lm.learner import Learner
@@ -210,16 +211,18 @@ class ReinforceTrainer:
         rows = self.world.gather_lists(stats.completions)
         if self._directory is not None:
             self._directory.log_step(stats.metrics)
-            self._directory.log_completions(stats.step, rows)
+            if rows:  # a further step on the same completions has none of its own
+                self._directory.log_completions(stats.step, rows)
         self.screen.step(stats.step, stats.metrics)
-        if (
-            self.config.sample_table_steps
-            and (stats.step - 1) % self.config.sample_table_steps == 0
-        ):
+        every = self.config.sample_table_steps
+        if rows and every and (stats.step - 1) % every < self.config.num_iterations:
             # One of each prompt: the samples of one prompt look much alike.
             self.screen.completions(stats.step, [row for row in rows if row["sample"] == 0])
         if not stats.metrics["updated"]:
             self.screen.skipped(stats.step, stats.metrics)
+        dtype = self.policy.compute_dtype
+        if gap_is_suspicious(stats.metrics, dtype):
+            self.screen.gap(stats.step, stats.metrics, str(dtype).removeprefix("torch."))
 
     def _record_evaluation(self, when: str, metrics: dict[str, float]) -> None:
         if not metrics:

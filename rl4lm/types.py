@@ -173,11 +173,32 @@ def pad_left(rows: Sequence[Sequence[int]], fill: int = 0) -> tuple[Tensor, Tens
 class Scores:
     """What the rewards said about the B completions of one process, in the order of the rows."""
 
-    rewards: Tensor  # float64 [P, G], the weighted sum; 0 where it does not apply
+    rewards: Tensor  # float64 [P, G], the weighted sum over rewards and tokens; 0 where not valid
     valid: Tensor  # bool [P, G], False where every reward of the row is None
     parts: Mapping[str, Tensor]  # reward name -> float64 [P, G], unweighted, nan where None
+    token_rewards: Tensor | None = None  # float64 [B, T], `rewards` dealt to the tokens that earned
+    #                      it; None where no reward is given per token
     extra: Mapping[str, Sequence[Any]] = field(default_factory=dict)  # log_extra: name -> B values
     metrics: Mapping[str, float] = field(default_factory=dict)  # log_metric: name -> value
+
+
+@dataclass(frozen=True)
+class Experience:
+    """What optimizer steps learn from: completions of this process with their advantages.
+
+    Everything here is a constant of those steps.
+    """
+
+    examples: Sequence[Example]  # P of them
+    rollout: Rollout
+    texts: Sequence[str]  # B of them
+    scores: Scores
+    measures: Tensor  # float64 [P, G, 6 + K] of the whole step, see `rl4lm.metrics.pack`
+    returns: Tensor  # float64 [B], or [B, T] where tokens are paid one by one
+    advantages: Tensor  # like returns, less the baseline; 0 where no reward applied
+    reference_logprobs: Tensor  # float [B, T], log π_ref; [B, 0] where there is no KL
+    num_completions: int  # N, of the whole step over all processes
+    first_completion: int  # place of this process's first completion among those N
 
 
 @dataclass(frozen=True)

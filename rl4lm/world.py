@@ -75,15 +75,18 @@ class World:
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Replace each gradient by its sum over the processes; afterwards all hold equal bits."""
-        if self.size == 1:
-            return
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        for dtype in dict.fromkeys(g.dtype for g in gradients):
-            same = [g for g in gradients if g.dtype == dtype]
-            flat = torch.cat([g.flatten() for g in same])
-            torch.distributed.all_reduce(flat)
-            for gradient, part in zip(same, flat.split([g.numel() for g in same]), strict=True):
-                gradient.copy_(part.view_as(gradient))
+        self.sum([p.grad for p in parameters if p.grad is not None])
+
+    def sum(self, tensors: list[Tensor]) -> list[Tensor]:
+        """Replace each tensor, in place, by its sum over the processes; returns them."""
+        if self.size > 1:
+            for dtype in dict.fromkeys(t.dtype for t in tensors):
+                same = [t for t in tensors if t.dtype == dtype]
+                flat = torch.cat([t.flatten() for t in same])
+                torch.distributed.all_reduce(flat)
+                for tensor, part in zip(same, flat.split([t.numel() for t in same]), strict=True):
+                    tensor.copy_(part.view_as(tensor))
+        return tensors
 
     @torch.no_grad()
     def broadcast(self, tensors: Iterable[Tensor]) -> None:

@@ -175,7 +175,8 @@ def test_an_option_that_is_not_offered_is_answered_with_the_reason(name):
         ("lora_dropout", "sampled and the differentiated policy differ"),
         ("gradient_accumulation_steps", "max_tokens_per_micro_batch"),
         ("num_train_epochs", "max_steps"),
-        ("beta", "not in this version"),
+        ("save_steps", "not in this version"),
+        ("kl_coef", "called beta"),
         ("gradient_checkpointing", "activation_checkpointing"),
         ("bf16", "dtype"),
     ],
@@ -279,11 +280,9 @@ def test_reading_a_configuration_loads_no_slow_library():
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("beta", 0.0),
         ("top_p", 1.0),
         ("top_k", 0),
         ("lora_dropout", 0.0),
-        ("num_iterations", 1),
         ("report_to", "none"),
         ("push_to_hub", False),
         ("resume_from_checkpoint", None),
@@ -293,7 +292,7 @@ def test_an_option_that_is_not_offered_may_be_switched_off(name, value):
     assert ReinforceConfig(**{name: value}) == ReinforceConfig()
 
 
-@pytest.mark.parametrize(("name", "value"), [("beta", False), ("push_to_hub", 0), ("top_p", 0.9)])
+@pytest.mark.parametrize(("name", "value"), [("top_k", False), ("push_to_hub", 0), ("top_p", 0.9)])
 def test_only_the_very_value_that_switches_it_off_is_taken(name, value):
     with pytest.raises(ConfigError, match=f"{name} is not offered"):
         ReinforceConfig(**{name: value})

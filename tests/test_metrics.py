@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,13 +12,11 @@ import torch
 from rl4lm.metrics import (
     Stopwatch,
     completion_rows,
-    gap_metrics,
     pack,
     peak_memory_bytes,
     rollout_metrics,
-    sampler_gap,
 )
-from rl4lm.types import Example, Rollout, Scores
+from rl4lm.types import Example, Experience, Rollout, Scores
 
 NAN = math.nan
 LENGTHS = [1, 3, 2, 2]  # two prompts, two completions each
@@ -50,7 +49,28 @@ def scores(values=((1.0, 3.0), (2.0, 2.0)), second=((NAN, 1.0), (NAN, NAN)), **e
 
 
 def metrics(**changes):
-    return rollout_metrics(pack(rollout(), scores(**changes)), ["first", "second"])
+    judged = scores(**changes)
+    packed = pack(rollout(), judged, returns=judged.rewards.flatten() - 9)
+    assert torch.equal(packed[..., 0], judged.rewards - 9)
+    return rollout_metrics(packed, ["first", "second"])
+
+
+EXAMPLES = (Example("a", "p", {}), Example("b", "q", {}))
+
+
+def experience(judged, advantages, examples=EXAMPLES):
+    return Experience(
+        examples=list(examples),
+        rollout=rollout(),
+        texts=list("wxyz"),
+        scores=judged,
+        measures=pack(rollout(), judged, judged.rewards.flatten()),
+        returns=judged.rewards.flatten(),
+        advantages=torch.tensor(advantages, dtype=torch.float64),
+        reference_logprobs=torch.zeros(4, 0),
+        num_completions=4,
+        first_completion=0,
+    )
 
 
 def test_a_step_is_described_by_its_completions():
@@ -87,30 +107,10 @@ def test_rows_without_a_reward_are_counted_and_left_out():
     assert nothing["frac_reward_zero_std"] == 1.0
 
 
-def test_the_sampler_gap_is_measured_on_the_tokens_that_were_run():
-    done = rollout()
-    training = done.sampling_logprobs.clone()
-    training[0, 0] += 0.5
-    training[1, 2] -= 0.25
-    training[0, 1] = 99.0  # outside the mask
-    training[2, :2] = NAN  # not run
-    total, count, largest = sampler_gap(done, training)
-    assert (total, count, largest) == (0.75, 6, 0.5)
-    parts = torch.tensor([[total, count, largest], [0.25, 2, 0.25]], dtype=torch.float64)
-    assert gap_metrics(parts) == {"sampler_gap_mean": 1.0 / 8, "sampler_gap_max": 0.5}
-
-
-def test_without_any_token_run_there_is_no_sampler_gap():
-    parts = torch.tensor([sampler_gap(rollout(), torch.full((4, 3), NAN))])
-    assert gap_metrics(parts) == {"sampler_gap_mean": None, "sampler_gap_max": None}
-
-
 def test_completions_are_logged_row_by_row():
     examples = [Example("train-4", "p", {}), Example("train-9", "q", {})]
     judged = scores(detail=["a", None, object, "d"], short=[1])
-    rows = completion_rows(
-        7, examples, rollout(), list("wxyz"), judged, torch.tensor([-1.0, 1.0, 0.0, 0.0])
-    )
+    rows = completion_rows(7, experience(judged, [-1.0, 1.0, 0.0, 0.0], examples))
     assert rows[1] == {
         "step": 7,
         "prompt_id": "train-4",
@@ -135,10 +135,16 @@ def test_completions_are_logged_row_by_row():
 
 def test_a_row_without_a_reward_logs_none():
     judged = scores(values=((NAN, 3.0), (1.0, 2.0)))
-    rows = completion_rows(
-        1, [Example("a", "p", {})] * 2, rollout(), list("wxyz"), judged, torch.zeros(4)
-    )
+    rows = completion_rows(1, experience(judged, [0.0] * 4))
     assert [r["reward"] for r in rows] == [None, 3.0, 1.0, 2.0]
+
+
+def test_rewards_per_token_are_logged_without_padding_and_the_first_advantage_with_them():
+    paid = torch.arange(12, dtype=torch.float64).view(4, 3)
+    judged = replace(scores(), token_rewards=paid)
+    rows = completion_rows(1, experience(judged, (paid - 1).tolist()))
+    assert [r["token_rewards"] for r in rows] == [[0.0], [3.0, 4.0, 5.0], [6.0, 7.0], [9.0, 10.0]]
+    assert [r["advantage"] for r in rows] == [-1.0, 2.0, 5.0, 8.0]
 
 
 def test_laps_add_up_by_name():

@@ -11,6 +11,7 @@ from transformers.models.llama import modeling_llama
 from rl4lm import policy as policy_module
 from rl4lm.errors import ModelError, TrainingError
 from rl4lm.loading import add_adapter
+from rl4lm.losses import TokenWeights
 from rl4lm.preparing import inference_mode_of
 from rl4lm.probe import probe
 from rl4lm.randomness import Stream
@@ -44,6 +45,7 @@ def gaps(tiny, model, policy) -> list[float]:
     weights = -ADVANTAGES[:, None].expand(rollout.completion_ids.shape) / 6
     for parameter in model.parameters():
         parameter.grad = None
+    weights = TokenWeights(weights, torch.zeros_like(weights))
     policy.accumulate_gradient(rollout, weights, TEMPERATURE, max_tokens=30)
     actual = {name: parameter.grad for name, parameter in policy.trainable().items()}
     naive = tiny.naive_gradient(model, rollout, ADVANTAGES, TEMPERATURE)

@@ -160,6 +160,23 @@ def test_what_rewards_log_is_kept():
     assert scores.metrics == {"share": 0.25}
 
 
+def test_a_reward_may_pay_token_by_token_and_others_pay_at_the_last_token():
+    by_token = fixed([[1.0], [0.5, -0.5], None, np.ones(4)], "by_token")
+    whole = fixed([10.0, None, 30.0, 40.0], "whole")
+    scores = score(by_token, whole, weights=[2.0, 1.0])
+    assert scores.token_rewards.tolist() == [
+        [12.0, 0.0, 0.0, 0.0],
+        [1.0, -1.0, 0.0, 0.0],
+        [0.0, 0.0, 30.0, 0.0],
+        [2.0, 2.0, 2.0, 42.0],
+    ]
+    assert torch.equal(scores.rewards.flatten(), scores.token_rewards.sum(dim=1))
+    assert scores.valid.all()
+    assert scores.parts["by_token"].flatten().tolist()[:2] == [1.0, 0.0]
+    assert math.isnan(scores.parts["by_token"][1, 0])
+    assert score(whole).token_rewards is None
+
+
 @pytest.mark.parametrize(
     ("values", "words"),
     [
@@ -167,7 +184,9 @@ def test_what_rewards_log_is_kept():
         ([0.0, math.nan, 0.0, 0.0], r"'fixed' returned nan for row 1 \(prompt train-0\)"),
         ([0.0, 0.0, math.inf, 0.0], r"'fixed' returned inf for row 2 \(prompt train-1\)"),
         ([0.0, 0.0, 0.0, "1"], r"'fixed' returned '1' for row 3 .* not a number"),
-        ([[1.0, 2.0], 0.0, 0.0, 0.0], "for row 0 .*; rewards per token are not in this version"),
+        ([[1.0, 2.0], 0.0, 0.0, 0.0], "a list of 2 for row 0 .*, whose completion has 1 tokens"),
+        ([0.0, [1.0, None], 0.0, 0.0], "returned None for token 1 of row 1 .* not a number"),
+        ([0.0, [math.nan, 1.0], 0.0, 0.0], "returned nan for token 0 of row 1"),
         ([1j, 0.0, 0.0, 0.0], "row 0 .* not a number"),
         ("1111", "'fixed' must return a list .* got str"),
         (1.0, "'fixed' must return a list .* got float"),

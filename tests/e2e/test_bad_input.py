@@ -172,7 +172,7 @@ def test_what_is_wrong_is_said_before_the_weights_are_read(words, expected, refu
         ("short", "'short' returned 1 values for 2 completions"),
         ("nan", "'nan' returned nan for row 1 (prompt train-1)"),
         ("text", "'text' returned '1' for row 0 (prompt train-0), which is not a number"),
-        ("tokens", "rewards per token are not in this version"),
+        ("tokens", "give one float per token of `completion_ids`, the end token included"),
         ("scalar", "'scalar' must return a list"),
     ],
 )

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from rl4lm import Rollout, logprobs, policy, sampling
 from rl4lm.loading import load_model, open_model
+from rl4lm.losses import TokenWeights
 from rl4lm.policy import Policy
 from rl4lm.preparing import inference_mode_of, make_policy
 from rl4lm.randomness import Stream
@@ -164,6 +165,7 @@ def test_one_layout_repeats_bit_for_bit_in_float32(architecture, tiny):
 def run_gradient(policy: Policy, rollout: Rollout) -> Tensor:
     weights = -ADVANTAGES[:, None].expand(rollout.completion_ids.shape).clone()
     weights[weights == 0] = 1.0
+    weights = TokenWeights(weights, torch.zeros_like(weights))
     return policy.accumulate_gradient(rollout, weights, TEMPERATURE, 10**6)
 
 

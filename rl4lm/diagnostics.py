@@ -1,0 +1,224 @@
+"""How good the signal of a step is: numbers that tell a right gradient from a useful one.
+
+Each process counts on its own completions; `Tally` says how the counts of several are put together.
+None means that a number is not defined for this step; nothing is guessed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rl4lm.kl import k1, k3
+from rl4lm.losses import clipped_shares, importance_ratio
+from rl4lm.types import Experience, Rollout
+
+Numbers = Mapping[str, float]
+
+# Mean and largest gap between sampling and training log-probs that rounding explains. In bfloat16
+# the largest grows with the number of tokens, so that only the mean says anything.
+EXPECTED_GAPS: Mapping[torch.dtype, tuple[float, float]] = {
+    torch.float64: (1e-10, 1e-8),
+    torch.float32: (1e-4, 5e-3),
+    torch.bfloat16: (5e-2, math.inf),
+}
+_MEASURED_ELEMENTS = 2**26  # gradient entries that are kept a second time to measure the noise
+
+
+@dataclass(frozen=True)
+class Tally:
+    """Numbers of one process that are added up, or of which the largest counts, over all."""
+
+    sums: Numbers
+    largest: Numbers
+
+    def __or__(self, other: Tally) -> Tally:
+        """Both together; they share no names."""
+        return Tally({**self.sums, **other.sums}, {**self.largest, **other.largest})
+
+
+def combine(tally: Tally, gathered: Tensor) -> dict[str, float]:
+    """The numbers of all processes: `gathered` [W, n] holds a row `as_row` of each."""
+    sums, largest = gathered.split([len(tally.sums), len(tally.largest)], dim=1)
+    return {
+        **dict(zip(tally.sums, sums.sum(dim=0).tolist(), strict=True)),
+        **dict(zip(tally.largest, largest.amax(dim=0).tolist(), strict=True)),
+    }
+
+
+def as_row(tally: Tally) -> Tensor:
+    """The numbers of this process, float64 [1, n]."""
+    values = [*tally.sums.values(), *tally.largest.values()]
+    return torch.tensor([values], dtype=torch.float64)
+
+
+def tally_advantages(e: Experience) -> Tally:
+    """Completions with any advantage, and what the baseline took off the weights of ∇ log π."""
+    mask = e.rollout.completion_mask
+    per_token = [t if t.dim() == 2 else t[:, None] for t in (e.advantages, e.returns)]
+    after, before = (torch.where(mask, t, 0.0).square().sum() for t in per_token)
+    live = (per_token[0].ne(0) & mask).any(dim=1)
+    return Tally(
+        {"live": float(live.sum()), "weight_after": float(after), "weight_before": float(before)},
+        {},
+    )
+
+
+def tally_gap(rollout: Rollout, logprobs: Tensor) -> Tally:
+    """|sampling log-prob - training log-prob| over the tokens met.
+
+    Args:
+        rollout: with the log-probs at sampling time.
+        logprobs: [B, T] of the training pass, nan on completions that were not run.
+    """
+    gaps = (rollout.sampling_logprobs - logprobs).abs()[rollout.completion_mask]
+    met = gaps[~gaps.isnan()]
+    return Tally(
+        {"gap": float(met.sum()), "gap_tokens": float(len(met))},
+        {"gap_max": float(met.max()) if len(met) else 0.0},
+    )
+
+
+def tally_kl(e: Experience) -> Tally:
+    """Estimates of the KL divergence to the reference, by the samples."""
+    mask, sampled = e.rollout.completion_mask, e.rollout.sampling_logprobs.double()
+    reference = e.reference_logprobs.double()
+    return Tally(
+        {
+            "kl_k3": float(k3(sampled, reference, mask).sum()),
+            "kl_k1": float(k1(sampled, reference, mask).sum()),
+            "kl_tokens": float(mask.sum()),
+        },
+        {},
+    )
+
+
+def tally_ratios(e: Experience, logprobs: Tensor, epsilon: float) -> Tally:
+    """Importance ratios before any clipping, and which completions the clip would drop."""
+    mask = e.rollout.completion_mask
+    ratio = importance_ratio(logprobs.double(), e.rollout.sampling_logprobs.double(), mask)
+    low, high = clipped_shares(ratio, e.advantages, mask, epsilon)
+    return Tally(
+        {
+            "ratio": float(ratio.sum()),
+            "clip_low": float(low.sum()),
+            "clip_high": float(high.sum()),
+        },
+        {"ratio_max": float(ratio.max()), "minus_ratio_min": -float(ratio.min())},
+    )
+
+
+def signal_metrics(numbers: Numbers, completions: int) -> dict[str, float | None]:
+    """What the tallies of all processes say, under the names of the log.
+
+    Args:
+        numbers: of `combine`; the KL's and the ratio's are there where they were counted.
+        completions: N, of the whole step.
+    """
+    before = numbers["weight_before"]
+    metrics: dict[str, float | None] = {
+        "effective_samples": numbers["live"],
+        "effective_share": numbers["live"] / completions,
+        "variance_reduction": 1.0 - numbers["weight_after"] / before if before else None,
+    }
+    if "gap" in numbers:
+        tokens = numbers["gap_tokens"]
+        metrics["sampler_gap_mean"] = numbers["gap"] / tokens if tokens else None
+        metrics["sampler_gap_max"] = numbers["gap_max"] if tokens else None
+    if "kl_k3" in numbers:
+        metrics["kl"] = numbers["kl_k3"] / numbers["kl_tokens"]
+        metrics["kl_sequence"] = numbers["kl_k1"] / completions
+    if "ratio" in numbers:
+        low, high = numbers["clip_low"] / completions, numbers["clip_high"] / completions
+        metrics |= {
+            "importance_ratio/mean": numbers["ratio"] / completions,
+            "importance_ratio/min": -numbers["minus_ratio_min"],
+            "importance_ratio/max": numbers["ratio_max"],
+            "clip_ratio/low_mean": low,
+            "clip_ratio/high_mean": high,
+            "clip_ratio/region_mean": low + high,
+        }
+    return metrics
+
+
+def gap_is_suspicious(metrics: Mapping[str, float | None], dtype: torch.dtype) -> bool:
+    """Whether the sampler gap is larger than rounding in this dtype explains."""
+    mean, largest = metrics.get("sampler_gap_mean"), metrics.get("sampler_gap_max")
+    expected_mean, expected_max = EXPECTED_GAPS[dtype]
+    if mean is None or largest is None:
+        return False
+    return not (mean <= expected_mean and largest <= expected_max)
+
+
+def halves(first_prompt: int, prompts: int, generations: int) -> Tensor:
+    """bool [B], True on the completions of every other prompt of the step's global list."""
+    place = torch.arange(first_prompt, first_prompt + prompts)
+    return (place % 2 == 0).repeat_interleave(generations)
+
+
+def measured_tensors(sizes: Sequence[int]) -> list[int]:
+    """Which tensors' gradients are kept to measure the noise: all, or an even choice that fits.
+
+    Args:
+        sizes: elements of each trainable tensor, in order.
+
+    Returns:
+        Their indices, ascending.
+    """
+    if sum(sizes) <= _MEASURED_ELEMENTS:
+        return list(range(len(sizes)))
+    chosen: list[int] = []
+    room = _MEASURED_ELEMENTS
+    # Bit-reversed order spreads the choice over the depth of the model, however soon it is full.
+    for index in sorted(range(len(sizes)), key=lambda i: int(f"{i:016b}"[::-1], 2)):
+        if sizes[index] <= room:
+            chosen.append(index)
+            room -= sizes[index]
+    return sorted(chosen)
+
+
+def noise_metrics(
+    first: Sequence[Tensor], whole: Sequence[Tensor], first_count: int, count: int
+) -> dict[str, float | None]:
+    """Noise scale and signal-to-noise ratio of a gradient, from two halves of its samples.
+
+    With g_1, g_2 the mean gradients of n_1 and n_2 completions of different prompts,
+
+        |G|² ≈ g_1 · g_2            tr Σ ≈ |g_1 - g_2|² / (1/n_1 + 1/n_2)
+
+    are unbiased for the squared norm of the true gradient and for the variance of one completion's
+    (McCandlish et al., "An empirical model of large-batch training", 2018, with independent halves
+    in the place of two batch sizes). A baseline shared by the halves adds 1/(N-1)² of |G|².
+
+    Args:
+        first: (1/N) Σ over the first half, tensors of any shapes.
+        whole: (1/N) Σ over all of the step, in the same order.
+        first_count: n_1.
+        count: N = n_1 + n_2.
+
+    Returns:
+        ``gradient_noise_scale``: tr Σ / |G|², the completions a step needs before its signal is
+        as large as its noise; ``gradient_snr``: |G|² / (tr Σ / N) of this step. None where a half
+        is empty, there is no noise, or the estimate of |G|² is not positive.
+    """
+    undefined: dict[str, float | None] = {"gradient_noise_scale": None, "gradient_snr": None}
+    second_count = count - first_count
+    if not first_count or not second_count:
+        return undefined
+    signal = noise = 0.0
+    for part, total in zip(first, whole, strict=True):
+        one = part.double() * (count / first_count)
+        two = (total.double() - part.double()) * (count / second_count)
+        signal += float((one * two).sum())
+        noise += float((one - two).square().sum())
+    variance = noise / (1 / first_count + 1 / second_count)
+    if not (math.isfinite(variance) and math.isfinite(signal)) or signal <= 0 or variance <= 0:
+        return undefined
+    return {
+        "gradient_noise_scale": variance / signal,
+        "gradient_snr": signal * count / variance,
+    }

@@ -1,0 +1,229 @@
+"""Gather experience: draw completions, score them, and say by how much each beat its baseline.
+
+Everything here is measured under the policy that sampled, and constant afterwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from rl4lm.assembly import Task
+from rl4lm.baselines import BASELINES, NEEDS_FEATURES, BaselineInputs, State, advantages
+from rl4lm.config import ReinforceConfig
+from rl4lm.data import stream_indices
+from rl4lm.kl import k1
+from rl4lm.metrics import Stopwatch, pack
+from rl4lm.policy import Policy
+from rl4lm.preparing import inference_mode_of
+from rl4lm.randomness import Stream
+from rl4lm.reference import Reference
+from rl4lm.returns import after_each_token, at_last_token, returns_to_go
+from rl4lm.sampling import EndRule, InverseCdf, generate
+from rl4lm.scoring import RewardContext
+from rl4lm.types import Example, Experience, Rollout, Scores
+from rl4lm.world import World
+
+
+class Gatherer:
+    """Makes the experience of a step, on this process's share of the prompts."""
+
+    def __init__(
+        self,
+        config: ReinforceConfig,
+        policy: Policy,
+        task: Task,
+        ends: EndRule,
+        reference: Reference | None,
+        world: World,
+    ) -> None:
+        """Take the parts.
+
+        Args:
+            config: the options of the run.
+            policy: what samples.
+            task: prompts and rewards.
+            ends: what ends a completion.
+            reference: log π_ref of completions; None where there is no KL.
+            world: the processes; each works on its share of the prompts.
+        """
+        self._config = config
+        self._policy = policy
+        self._task = task
+        self._ends = ends
+        self._reference = reference
+        self._world = world
+        self._share = world.share(config.prompts_per_step, "prompts_per_step")
+        self.baseline = BASELINES[config.resolved_baseline]
+        self._needs_features = config.resolved_baseline in NEEDS_FEATURES
+
+    def gather(
+        self, step: int, state: State, context: RewardContext, watch: Stopwatch
+    ) -> tuple[Experience, State]:
+        """Sample, score and centre; returns the experience and the baseline's new state.
+
+        Args:
+            step: counted from 0; what is drawn depends on it.
+            state: of the baseline, from past steps.
+            context: for rewards that ask where training stands.
+            watch: told of what took how long.
+        """
+        examples = self.examples(step)
+        rollout = self.sample(examples, step)
+        watch.lap("sample")
+        texts = self._policy.codec.decode(rollout.completion_lists())
+        scores = self._task.judges.scorer(examples, texts, rollout.completion_lists(), context)
+        watch.lap("score")
+        gathered = self.centre(step, examples, rollout, texts, scores, state)
+        watch.lap("centre")
+        return gathered
+
+    def prompt_keys(self, step: int) -> list[int]:
+        """Rows of the data that the whole step's P prompts come from."""
+        count, drawn_before = self._config.prompts_per_step, step // self._config.num_iterations
+        return stream_indices(len(self._task.train), self._config.seed, drawn_before * count, count)
+
+    def examples(self, step: int) -> list[Example]:
+        """This process's prompts of a step."""
+        return self._task.train.examples(self.prompt_keys(step)[self._share])
+
+    def sample(self, examples: Sequence[Example], step: int) -> Rollout:
+        """Draw G completions of each example from the policy as it is."""
+        choose = InverseCdf(
+            seed=self._config.seed,
+            stream=Stream.TRAINING,
+            step=step,
+            first_prompt=self._share.start,
+            num_generations=self._config.num_generations,
+            temperature=self._config.temperature,
+        )
+        with inference_mode_of(self._policy.module):
+            return generate(
+                self._policy,
+                self._policy.codec.encode([example.prompt for example in examples]),
+                choose,
+                num_generations=self._config.num_generations,
+                max_completion_length=self._config.max_completion_length,
+                ends=self._ends,
+            )
+
+    def centre(
+        self,
+        step: int,
+        examples: Sequence[Example],
+        rollout: Rollout,
+        texts: Sequence[str],
+        scores: Scores,
+        state: State,
+    ) -> tuple[Experience, State]:
+        """From scores to advantages, over the whole step.
+
+        Args:
+            step: in which the completions were drawn.
+            examples: this process's prompts.
+            rollout: their completions.
+            texts: of the completions.
+            scores: of the completions.
+            state: the baseline's, of past steps.
+
+        Returns:
+            The experience, and the baseline's state after it.
+        """
+        reference = self.reference_logprobs(rollout)
+        returns = self.returns(rollout, scores, reference)  # [B] or [B, T]
+        from_start = returns if returns.dim() == 1 else returns[:, 0]
+        measures = self._world.gather(pack(rollout, scores, from_start))  # [P, G, 6 + K]
+        baseline, new_state = self.baseline(
+            measures[..., 0], self._inputs(step, rollout, measures), state
+        )  # [P, G]
+        mine = baseline[self._share].flatten()  # [B]
+        experience = Experience(
+            examples=examples,
+            rollout=rollout,
+            texts=texts,
+            scores=scores,
+            measures=measures,
+            returns=returns,
+            advantages=_advantages(returns, mine, scores.valid.flatten(), rollout.completion_mask),
+            reference_logprobs=reference,
+            num_completions=baseline.numel(),
+            first_completion=self._share.start * rollout.num_generations,
+        )
+        return experience, new_state
+
+    def returns(self, rollout: Rollout, scores: Scores, reference: Tensor) -> Tensor:
+        """What the baselines and the gradient see of each completion.
+
+        The reward less β times the log-ratio to the reference (`kl_in` in the reward), as one
+        number float64 [B]. Where anything is paid per token, a reward, the KL or the entropy, or
+        where γ < 1, the returns-to-go of every token, [B, T]; what belongs to the whole completion
+        is paid at its last token then.
+        """
+        mask, penalty = rollout.completion_mask, self._penalty(rollout, reference)
+        if scores.token_rewards is None and not self._paid_per_token:
+            return scores.rewards.flatten() - penalty.sum(dim=1)
+        paid = scores.token_rewards
+        if paid is None:
+            paid = at_last_token(scores.rewards.flatten(), mask)
+        if self._config.kl_in != "token_reward":
+            penalty = at_last_token(penalty.sum(dim=1), mask)
+        return returns_to_go(paid - penalty + self._bonus(rollout), mask, self._config.gamma)
+
+    @property
+    def _paid_per_token(self) -> bool:
+        """Whether the options pay tokens apart, whatever the rewards do."""
+        config = self._config
+        by_token = bool(config.beta) and config.kl_in == "token_reward"
+        return config.gamma < 1 or by_token or self._rewards_entropy
+
+    @property
+    def _rewards_entropy(self) -> bool:
+        return bool(self._config.entropy_coef) and self._config.entropy_in == "reward"
+
+    def _penalty(self, rollout: Rollout, reference: Tensor) -> Tensor:
+        """β (log π - log π_ref) of every token, float64 [B, T]; 0 unless the reward pays for it."""
+        mask = rollout.completion_mask
+        if not self._config.beta or self._config.kl_in not in ("reward", "token_reward"):
+            return torch.zeros(mask.shape, dtype=torch.float64)
+        sampled = rollout.sampling_logprobs.double()
+        return self._config.beta * k1(sampled, reference.double(), mask)
+
+    def _bonus(self, rollout: Rollout) -> Tensor:
+        """What each token earns by the entropy of the one after it, float64 [B, T]."""
+        mask = rollout.completion_mask
+        if not self._rewards_entropy:
+            return torch.zeros(mask.shape, dtype=torch.float64)
+        entropies = self._policy.completion_entropies(
+            rollout, self._config.temperature, self._config.max_tokens_per_micro_batch
+        )
+        return self._config.entropy_coef * after_each_token(entropies.double(), mask)
+
+    def reference_logprobs(self, rollout: Rollout) -> Tensor:
+        """log π_ref of completions, [B, T]; [B, 0] where there is no KL."""
+        if self._reference is None:
+            return torch.zeros(len(rollout.completion_ids), 0)
+        return self._reference(rollout)
+
+    def _inputs(self, step: int, rollout: Rollout, measures: Tensor) -> BaselineInputs:
+        return BaselineInputs(
+            lengths=measures[..., 3].long(),
+            valid=measures[..., 2].bool(),
+            prompt_keys=torch.tensor(self.prompt_keys(step)),
+            prompt_features=self._world.gather(self._features(rollout)),
+        )
+
+    def _features(self, rollout: Rollout) -> Tensor:
+        """float64 [P, F] of this process's prompts; F = 0 where the baseline asks for none."""
+        if not self._needs_features:
+            return torch.zeros(len(rollout.prompt_ids), 0, dtype=torch.float64)
+        with inference_mode_of(self._policy.module):
+            return self._policy.prompt_features(rollout.prompt_ids, rollout.prompt_mask)
+
+
+def _advantages(returns: Tensor, baseline: Tensor, valid: Tensor, mask: Tensor) -> Tensor:
+    """A = return - b: returns [B] or [B, T], baseline [B], valid [B], mask [B, T]."""
+    if returns.dim() == 1:
+        return advantages(returns, baseline, valid)
+    return advantages(returns, baseline[:, None], valid[:, None] & mask)

@@ -1,0 +1,39 @@
+"""The reference policy of the KL divergence: the model as it was when the run began."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from rl4lm.policy import Policy
+from rl4lm.types import Rollout
+
+Reference = Callable[[Rollout], Tensor]  # -> log π_ref of the completions, [B, T]
+
+
+def make_reference(policy: Policy, temperature: float, max_tokens: int) -> Reference:
+    """Keep the policy as it is now, to compare with later.
+
+    With an adapter the reference is the base model, the adapter being switched off: it costs no
+    memory. Otherwise it is a frozen copy of all weights. Its distribution has the temperature of
+    the policy's, since the divergence is that of the distributions that are sampled from.
+
+    Args:
+        policy: before its first step.
+        temperature: of both distributions, > 0.
+        max_tokens: padded tokens of one forward pass.
+
+    Returns:
+        A function from a rollout to log π_ref [B, T], by one forward pass.
+    """
+    if hasattr(policy.module.model, "disable_adapter"):
+
+        def with_adapter_off(rollout: Rollout) -> Tensor:
+            with policy.without_adapter():
+                return policy.completion_logprobs(rollout, temperature, max_tokens)
+
+        return with_adapter_off
+    frozen = policy.frozen_copy()
+    frozen.module.eval()
+    return lambda rollout: frozen.completion_logprobs(rollout, temperature, max_tokens)
