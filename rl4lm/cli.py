@@ -34,6 +34,7 @@ _VERBS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
     "train": (commands.train, "fine-tune a model; with no model named, the built-in one"),
     "eval": (commands.evaluate, "greedy accuracy and reward of a model on held-out prompts"),
     "sample": (commands.sample, "look at completions of a model"),
+    "verify": (commands.verify, "compare the gradient with the exact one, by enumeration"),
     "score": (commands.score, "run a reward over completions in a file"),
 }
 

@@ -38,6 +38,23 @@ _EVAL = (
     "seed",
     "torch_threads",
 )
+_VERIFY = (
+    "use_peft",
+    "lora_r",
+    "lora_alpha",
+    "num_generations",
+    "temperature",
+    "baseline",
+    "gamma",
+    "beta",
+    "kl_in",
+    "entropy_coef",
+    "entropy_in",
+    "num_iterations",
+    "epsilon",
+    "activation_checkpointing",
+    "seed",
+)
 _SAMPLE = (*_MODEL, *_ENDS, "num_generations", "temperature", "seed", "torch_threads")
 
 
@@ -236,6 +253,49 @@ def score(argv: Sequence[str]) -> None:
         from rl4lm.console import Screen
 
         Screen().scores(namespace.reward, scored, summary)
+
+
+def verify(argv: Sequence[str]) -> None:
+    """``rl4lm verify``: the gradient against exact enumeration."""
+    parser = OptionParser(
+        prog="rl4lm verify",
+        description="Compare the trainer's own gradient with the exact one, by enumerating every "
+        "completion of a tiny model. Estimator options are taken, those of a whole run too in "
+        "--config; model, data and rewards are the tiny problem's, with at most 3 completions a "
+        "prompt.",
+    )
+    add_config_arguments(parser, _VERIFY, brought=settings_for(_defaults()))
+    parser.add_argument("--token_rewards", action="store_true", help="pay every token apart")
+    parser.add_argument("--all", action="store_true", help="every baseline and estimator option")
+    parser.add_argument("--json", action="store_true", help="print what was found as JSON")
+    namespace = parser.parse_args(argv)
+    config = config_from(namespace, base_for=settings_for)
+    from rl4lm.console import Screen
+    from rl4lm.errors import VerificationError
+    from rl4lm.verify import every_case
+    from rl4lm.verify import verify as check
+
+    quiet_libraries()
+    screen = Screen(stderr=namespace.json)
+    if namespace.all:
+        reports = []
+        for case, token_rewards in every_case(config):
+            reports.append(check(case, token_rewards, variances=False).to_dict())
+            screen.verified(reports[-1])
+    else:
+        reports = [check(config, namespace.token_rewards).to_dict()]
+        screen.verification(reports[0])
+    if namespace.json:
+        _print_json(reports if namespace.all else reports[0])
+    failed = sum(report["verdict"] == "failed" for report in reports)
+    if namespace.all:
+        exact = sum(report["passed"] for report in reports)
+        screen.note(
+            f"{len(reports)} sets of options: {exact} exact, {len(reports) - exact - failed} with "
+            f"another objective, as documented, {failed} failed"
+        )
+    if failed:
+        raise VerificationError(f"{failed} of {len(reports)} sets of options failed")
 
 
 def _defaults() -> dict[str, Any]:

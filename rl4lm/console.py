@@ -213,6 +213,64 @@ class Screen:
             f"{summary['none']} without a reward"
         )
 
+    def verification(self, report: Mapping[str, Any]) -> None:
+        """What `verify` found about one set of options: checks, verdict, variances."""
+        self.note(f"J = {report['objective']};  {_options_line(report['options'])}")
+        table = Table(box=None, padding=(0, 2))
+        for header in ("check", "found", "allowed", ""):
+            table.add_column(header, justify="left" if header in ("check", "") else "right")
+        for check in report["checks"]:
+            passed = "ok" if check["passed"] else "[bold red]FAILED[/]"
+            table.add_row(
+                escape(check["name"]), f"{check['value']:.2g}", f"{check['limit']:.0e}", passed
+            )
+        self._console.print(table)
+        if report["variance"]:
+            table = Table(box=None, padding=(0, 2))
+            table.add_column("baseline")
+            table.add_column("variance of a step's gradient, none = 1", justify="right")
+            for name, value in report["variance"].items():
+                table.add_row(name, f"{value:.3f}")
+            self._console.print(table)
+        self.note(_verdict(report))
+
+    def verified(self, report: Mapping[str, Any]) -> None:
+        """One line about one of many sets of options."""
+        worst = max(c["value"] / c["limit"] * 1e-9 for c in report["checks"] if c["limit"] < 1e-7)
+        self.note(
+            f"{report['verdict']:17}  scale {report['scale']:.3f}  worst error {worst:.0e}  "
+            f"{_options_line(report['options'])}"
+        )
+
+
+def _options_line(options: Mapping[str, Any]) -> str:
+    """The options of a verification that say something, in a line."""
+    told = [
+        f"{options['baseline']}, G = {options['num_generations']}",
+        "LoRA" if options["use_peft"] else "all weights",
+        f"temperature {options['temperature']:g}",
+    ]
+    told += ["rewards per token"] if options["token_rewards"] else []
+    told += [f"gamma {options['gamma']:g}"] if options["gamma"] < 1 else []
+    told += [f"KL {options['beta']:g} in {options['kl_in']}"] if options["beta"] else []
+    if options["entropy_coef"]:
+        told.append(f"entropy {options['entropy_coef']:g} in {options['entropy_in']}")
+    if options["num_iterations"] > 1 or options["epsilon"] is not None:
+        told.append(f"{options['num_iterations']} updates with a clip")
+    return ", ".join(told)
+
+
+def _verdict(report: Mapping[str, Any]) -> str:
+    scale = "" if report["scale"] == 1 else f"{report['scale']:.4g} times "
+    if report["verdict"] == "exact":
+        return f"exact: the expected gradient is {scale}the gradient of J"
+    if report["verdict"] == "failed":
+        return "FAILED: the gradient is not what the documentation says"
+    return (
+        f"another objective, as documented: {report['why']} (cosine {report['cosine']:.3f} to the "
+        f"gradient of J, {100 * report['residual']:.1f} % off)"
+    )
+
 
 def describe_evaluation(metrics: Mapping[str, float]) -> str:
     """The numbers of an evaluation in a line."""

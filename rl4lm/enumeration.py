@@ -36,7 +36,9 @@ def tiny_model(seed: int) -> Any:
         eos_token_id=END,
         tie_word_embeddings=False,
     )  # its dropout of 0.1 is left on, for the trainer to switch off
-    model = GPT2LMHeadModel(config).double()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = GPT2LMHeadModel(config).double()
     perturb(model.parameters(), seed, 0.4)
     return model
 
@@ -66,9 +68,7 @@ def tiny_tokenizer() -> Any:
 def all_completions(length: int) -> list[tuple[int, ...]]:
     """Every completion of at most `length` tokens: ended by the end token, or cut off."""
     inner = [token for token in range(VOCABULARY) if token != END]
-    ended = [
-        (*tokens, END) for k in range(length) for tokens in itertools.product(inner, repeat=k)
-    ]
+    ended = [(*tokens, END) for k in range(length) for tokens in itertools.product(inner, repeat=k)]
     return [*ended, *itertools.product(inner, repeat=length)]
 
 
@@ -81,13 +81,19 @@ class Rewards:
 
     @classmethod
     def draw(cls, completions: Sequence[tuple[int, ...]], seed: int) -> Rewards:
-        """Draw normal rewards for every token, with a mean that no baseline would miss."""
+        """Draw normal rewards for every token, with a mean that no baseline would miss.
+
+        A token's reward depends on the tokens up to it and on no later one: returns-to-go leave
+        out what was paid before a token, as something that the token could not change.
+        """
         generator = torch.Generator().manual_seed(seed)
         width = max(map(len, completions))
         table = torch.zeros(len(PROMPTS), len(completions), width, dtype=torch.float64)
+        paid: dict[tuple[int, ...], Tensor] = {}  # prefix -> [P]
         for o, ids in enumerate(completions):
-            noise = torch.randn(len(PROMPTS), len(ids), generator=generator, dtype=torch.float64)
-            table[:, o, : len(ids)] = 0.5 + noise
+            for t in range(len(ids)):
+                noise = torch.randn(len(PROMPTS), generator=generator, dtype=torch.float64)
+                table[:, o, t] = paid.setdefault(ids[: t + 1], 0.5 + noise)
         return cls(table, completions)
 
     def whole(self, prompts: Sequence[str], completion_ids: Sequence[Sequence[int]]) -> list[float]:

@@ -47,6 +47,10 @@ class TrainingError(Rl4lmError, RuntimeError):
     """Training cannot go on: a parameter without gradient, a gradient that is not finite."""
 
 
+class VerificationError(Rl4lmError, RuntimeError):
+    """What was checked is not as it should be: a gradient, or a logged step."""
+
+
 def did_you_mean(name: str, candidates: Iterable[str]) -> str:
     """Return "; did you mean X?" with the candidate nearest to a misspelt name, or ""."""
     nearest = difflib.get_close_matches(name, list(candidates), n=1)

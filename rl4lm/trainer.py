@@ -88,7 +88,7 @@ class ReinforceTrainer:
             config, model, processing_class, peft_config, splits, self.world
         )
         self._ends = end_rule(config, self.policy)
-        self._learner = Learner(config, self.policy, self.task, self._ends, self.world)
+        self.learner = Learner(config, self.policy, self.task, self._ends, self.world)
         self._callbacks = list(callbacks or [])
         self._given = given_in_python(
             model=model,
@@ -101,7 +101,7 @@ class ReinforceTrainer:
     @property
     def state(self) -> TrainState:
         """What has been done so far."""
-        return self._learner.state
+        return self.learner.state
 
     def gradient(self, rollout: Rollout, advantages: Tensor) -> dict[str, Tensor]:
         """∇L of a rollout by the very backward pass that a training step makes.
@@ -119,7 +119,7 @@ class ReinforceTrainer:
         Raises:
             ValueError: advantages that fit neither [B] nor [B, T].
         """
-        return self._learner.gradient(rollout, advantages)
+        return self.learner.gradient(rollout, advantages)
 
     def train(self, resume_from_checkpoint: None = None) -> dict[str, Any]:
         """Evaluate, train, evaluate again, and save.
@@ -159,7 +159,7 @@ class ReinforceTrainer:
             samples=self.config.eval_samples,
             max_completion_length=self.config.max_completion_length,
             ends=self._ends,
-            context=self._learner.context(),
+            context=self.learner.context(),
             world=self.world,
         )
 
@@ -169,7 +169,7 @@ class ReinforceTrainer:
         self.screen.start(self.state.step, config.max_steps)
         try:
             while self.state.step < config.max_steps:
-                stats = self._learner.step()
+                stats = self.learner.step()
                 self._record_step(stats)
                 for callback in self._callbacks:
                     callback.on_step_end(self.state, stats)

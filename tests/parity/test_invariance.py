@@ -32,7 +32,7 @@ def trainer(request, tiny):
 
 def with_budget(trainer, tokens: int):
     """The same trainer with another budget of tokens per micro-batch."""
-    other = copy.copy(trainer._learner)
+    other = copy.copy(trainer.learner)
     other._config = replace(trainer.config, max_tokens_per_micro_batch=tokens)
     return other
 

@@ -1,0 +1,399 @@
+"""A real trainer on the tiny problem, beside the exact truth about it: what `verify` asks.
+
+The left hand of every comparison is the trainer's own code, run as it is; the right hand is worked
+out from `rl4lm.enumeration` alone.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rl4lm.baselines import (
+    BASELINES,
+    KEEPS_HISTORY,
+    NEEDS_TWO_GENERATIONS,
+    SCALES,
+    BaselineInputs,
+    State,
+)
+from rl4lm.config import ReinforceConfig
+from rl4lm.console import Screen
+from rl4lm.enumeration import (
+    PROMPTS,
+    Rewards,
+    Truth,
+    all_completions,
+    gradient_of_expectation,
+    measure,
+    perturb,
+    tiny_model,
+    tiny_tokenizer,
+)
+from rl4lm.losses import token_weights
+from rl4lm.objective import direct_terms, total
+from rl4lm.trainer import ReinforceTrainer
+from rl4lm.types import Experience, Rollout, Scores
+
+_PAST_STEPS = 30  # that history-keeping baselines have seen where variances are compared
+_WINDOWS = 6  # samplings whose second update is compared, where there is one
+
+
+@dataclass(frozen=True)
+class Batches:
+    """What whole steps did, beside what was predicted."""
+
+    found: Tensor  # [K, D], -∇L of each first update
+    predicted: Tensor  # [K, D]
+    later: list[tuple[Tensor, Tensor]]  # (found, predicted) of second updates
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Completions of one prompt, drawn by the trainer's sampler."""
+
+    completions: Tensor  # int64 [m], indices of completions
+    probability: Tensor  # float64 [n], of each completion, exactly
+    gap: float  # largest difference of a token's log-prob at sampling time from the truth
+
+
+class Testbed:
+    """The trainer on the tiny problem, beside the truth about it."""
+
+    def __init__(self, config: ReinforceConfig, token_rewards: bool) -> None:
+        """Make both.
+
+        Args:
+            config: fits the tiny problem; steps are plain SGD, so that they show the gradient.
+            token_rewards: pay every token apart.
+        """
+        self.config = config
+        self.completions = all_completions(config.max_completion_length)
+        self.rewards = Rewards.draw(self.completions, config.seed)
+        self._token_rewards = token_rewards
+        self.trainer = self._make_trainer(tiny_model(config.seed), config)
+        self.learner = self.trainer.learner
+        self.parameters = self.trainer.policy.trainable()
+        model = self.trainer.policy.module.model
+        self._reference = copy.deepcopy(model)  # before the policy leaves it
+        perturb(self.parameters.values(), config.seed + 1, 0.2)
+        self.model = copy.deepcopy(model)
+        self.truth = self.measure()
+        self.rollout = self._all_completions()
+        self.returns = self._exact_returns()  # [P, n, T]
+        self._features = self.trainer.policy.prompt_features(
+            self.rollout.prompt_ids, self.rollout.prompt_mask
+        )  # of the policy as it is now; steps are taken back
+
+    def _make_trainer(self, model: Any, config: ReinforceConfig) -> ReinforceTrainer:
+        reward = self.rewards.by_token if self._token_rewards else self.rewards.whole
+
+        def table(prompts: Any, completion_ids: Any, **_: Any) -> Any:
+            return reward(prompts, completion_ids)
+
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*fan_in_fan_out")  # peft, of GPT-2's layers
+            return ReinforceTrainer(
+                model=model,
+                reward_funcs=table,
+                args=config,
+                train_dataset=[{"prompt": prompt} for prompt in PROMPTS],
+                processing_class=tiny_tokenizer(),
+                screen=Screen(quiet=True),
+            )
+
+    def measure(self) -> Truth:
+        """The policy as it is now, written down through a bare model with its weights."""
+        model = copy.deepcopy(self.trainer.policy.module.model).eval()
+        named = dict(model.named_parameters())
+        leaves = {name: named[name] for name in self.parameters}
+        return measure(model, leaves, self._reference, self.completions, self.config.temperature)
+
+    def _all_completions(self) -> Rollout:
+        """Every completion of every prompt as one rollout, in the order of the truth."""
+        prompts = self.trainer.policy.codec.encode(PROMPTS)
+        rollout = Rollout.from_lists(
+            [ids for ids in prompts for _ in self.completions],
+            [list(ids) for _ in prompts for ids in self.completions],
+            num_generations=len(self.completions),
+        )
+        logprobs = self.trainer.policy.completion_logprobs(rollout, self.config.temperature)
+        return replace(rollout, sampling_logprobs=logprobs)
+
+    def logprob_error(self) -> float:
+        """Largest difference of the policy's log-probs from the truth."""
+        truth = self.truth.logprobs.flatten(0, 1)  # [P·n, T]
+        return float((self.rollout.sampling_logprobs - truth).abs().max())
+
+    def _exact_returns(self) -> Tensor:
+        """What each token is answerable for, [P, n, T], by its definition."""
+        config, truth = self.config, self.truth
+        paid = torch.zeros_like(truth.logprobs)
+        for o, ids in enumerate(self.completions):
+            last = len(ids) - 1
+            earned, ratio = (
+                self.rewards.per_token[:, o],
+                truth.logprobs[:, o] - truth.reference[:, o],
+            )
+            if self._token_rewards:
+                paid[:, o] += earned
+            else:
+                paid[:, o, last] += earned.sum(dim=1)
+            if config.kl_in == "reward":
+                paid[:, o, last] -= config.beta * ratio.sum(dim=1)
+            if config.kl_in == "token_reward":
+                paid[:, o] -= config.beta * ratio
+            if config.entropy_in == "reward":
+                paid[:, o, :last] += config.entropy_coef * truth.entropies[:, o, 1 : last + 1]
+        width = paid.shape[-1]
+        powers = [
+            [config.gamma ** (k - t) if k >= t else 0.0 for k in range(width)] for t in range(width)
+        ]
+        return (paid @ torch.tensor(powers, dtype=torch.float64).T) * truth.mask
+
+    def _batches(self) -> tuple[Tensor, Tensor]:
+        """Every batch as completion indices [K, P, G], and its probability [K]."""
+        group, count = self.config.num_generations, len(self.completions)
+        places = torch.cartesian_prod(*[torch.arange(count)] * (len(PROMPTS) * group))
+        chosen = places.view(-1, len(PROMPTS), group)
+        probability = self.truth.probability  # [P, n]
+        each = torch.stack([probability[p][chosen[:, p]] for p in range(len(PROMPTS))], dim=1)
+        return chosen, each.flatten(1).prod(dim=1)
+
+    def _baseline(self, name: str, rewards: Tensor, chosen: Tensor, state: State) -> Any:
+        """A baseline of the trainer's on batches [..., P, G]: values and new state."""
+        inputs = BaselineInputs(
+            lengths=self.truth.mask.sum(dim=1)[chosen],
+            valid=torch.ones_like(rewards, dtype=torch.bool),
+            prompt_keys=torch.arange(len(PROMPTS)),
+            prompt_features=self._features,
+        )
+        baseline = self.learner.gatherer.baseline if name == "own" else BASELINES[name]
+        return baseline(rewards, inputs, state)
+
+    def _from_start(self, chosen: Tensor, returns: Tensor) -> Tensor:
+        """The return of each completion of each batch, [K, P, G], of returns [P, n, T]."""
+        return torch.stack([returns[p, chosen[:, p], 0] for p in range(len(PROMPTS))], dim=1)
+
+    def _trainers_returns(self) -> tuple[Tensor, Scores]:
+        """The trainer's own returns of all completions, [P, n, T], and the scores."""
+        examples = self.trainer.task.train.examples(range(len(PROMPTS)))
+        ids = self.rollout.completion_lists()
+        scorer = self.trainer.task.judges.scorer
+        scores = scorer(
+            examples, self.trainer.policy.codec.decode(ids), ids, self.learner.context()
+        )
+        gatherer = self.learner.gatherer
+        returns = gatherer.returns(self.rollout, scores, gatherer.reference_logprobs(self.rollout))
+        if returns.dim() == 1:
+            returns = torch.where(self.rollout.completion_mask, returns[:, None], 0.0)
+        return returns.view(self.truth.logprobs.shape), scores
+
+    def expected_gradient(self) -> Tensor:
+        """E[-∇L] of a step by the trainer's own code, over all batches: [D]."""
+        returns, scores = self._trainers_returns()
+        chosen, probability = self._batches()
+        value, _ = self._baseline(
+            "own", self._from_start(chosen, returns), chosen, self.learner.state.baseline_state
+        )
+        # Of each completion: E[Σ b] over the slots that hold it, and E[slots that hold it].
+        subtracted = torch.zeros(self.truth.probability.shape, dtype=torch.float64)
+        for p, g in itertools.product(range(len(PROMPTS)), range(self.config.num_generations)):
+            subtracted[p].index_add_(0, chosen[:, p, g], probability * value[:, p, g])
+        slots = self.config.num_generations * self.truth.probability  # [P, n]
+        weights = slots[..., None] * returns - subtracted[..., None]  # [P, n, T]
+        rows = len(self.rollout.completion_ids)
+        share = (
+            rows / self.config.completions_per_step
+        )  # `gradient` divides by the rows it is given
+        advantages = (share * weights).flatten(0, 1)
+        gradient = self.trainer.gradient(self.rollout, advantages)
+        return -_flat(gradient) - self._expected_direct_gradient(scores, slots)
+
+    def _expected_direct_gradient(self, scores: Scores, slots: Tensor) -> Tensor:
+        """E[∇] of the loss terms that do not go through the reward, by the trainer's code: [D]."""
+        terms, rows = direct_terms(self.config), len(self.rollout.completion_ids)
+        if not terms:
+            return torch.zeros(sum(p.numel() for p in self.parameters.values())).double()
+        experience = Experience(
+            examples=[],
+            rollout=self.rollout,
+            texts=[],
+            scores=scores,
+            measures=torch.zeros(0),
+            returns=torch.zeros(rows),
+            advantages=torch.zeros(rows),
+            reference_logprobs=self.learner.gatherer.reference_logprobs(self.rollout),
+            num_completions=self.config.completions_per_step,
+            first_completion=0,
+        )
+        sampled = self.rollout.sampling_logprobs
+        weights = token_weights(total(terms, experience), sampled, torch.zeros_like(sampled))
+        times = slots.flatten()[:, None]
+        expected = replace(
+            weights, logprobs=times * weights.logprobs, entropies=times * weights.entropies
+        )
+        return _flat(self.learner.gradient_of(self.rollout, expected))
+
+    def stated_gradient(self) -> Tensor:
+        """E[-∇L] as the documentation states it, from the truth alone: [D]."""
+        truth, config = self.truth, self.config
+        weight = truth.probability[..., None] / len(PROMPTS)  # [P, n, 1]
+        scale = SCALES[config.resolved_baseline](len(PROMPTS), config.num_generations)
+        seen = (1 - scale) * self.returns[..., :1]  # what a mean that sees its own sample takes off
+        direct = _direct_weights(config, truth)
+        slopes = ((self.returns - seen + direct) * weight)[..., None] * truth.slopes
+        entropic = config.entropy_coef * weight[..., None] * truth.entropy_slopes
+        return slopes.sum(dim=(0, 1, 2)) + entropic.sum(dim=(0, 1, 2))
+
+    def true_gradient(self) -> Tensor:
+        """∇J [D] by autograd through the probabilities."""
+        named = dict(self.model.named_parameters())
+        reference, earned = self.truth.reference.sum(dim=-1), self.rewards.per_token.sum(dim=-1)
+
+        def value(p: int, o: int, log_pi: Tensor) -> Tensor:
+            divergence = log_pi - reference[p, o]
+            return earned[p, o] - self.config.beta * divergence - self.config.entropy_coef * log_pi
+
+        return gradient_of_expectation(
+            self.model.eval(),
+            {name: named[name] for name in self.parameters},
+            self.completions,
+            self.config.temperature,
+            value,
+        )
+
+    def run_whole_batches(self, count: int) -> Batches:
+        """Complete steps on batches that the trainer draws, each beside its prediction."""
+        start = self._weights()
+        found, predicted, later = [], [], []
+        for k in range(count):
+            state = self.learner.state.baseline_state
+            stats = self.learner.step()
+            rows = self.trainer.world.gather_lists(stats.completions)
+            advantages, p, o = self._advantages_of(rows, state)
+            found.append(self._moved(start))
+            predicted.append(self._prediction(p, o, advantages, self.truth))
+            for iteration in range(1, self.config.num_iterations):
+                if k < _WINDOWS and iteration == 1:
+                    before, now = self._weights(), self.measure()
+                    self.learner.step()
+                    later.append((self._moved(before), self._prediction(p, o, advantages, now)))
+                else:
+                    self.learner.step()
+            self._put_back(start)
+        return Batches(torch.stack(found), torch.stack(predicted), later)
+
+    def _weights(self) -> dict[str, Tensor]:
+        return {name: p.detach().clone() for name, p in self.parameters.items()}
+
+    def _advantages_of(self, rows: Any, state: State) -> tuple[Tensor, Tensor, Tensor]:
+        """Advantages [B, T] of logged completions from the truth, with their places p, o [B]."""
+        p = torch.tensor([PROMPTS.index(row["prompt"]) for row in rows])
+        o = torch.tensor([self.completions.index(tuple(row["completion_ids"])) for row in rows])
+        group = self.config.num_generations
+        order = p[::group].argsort()  # the baselines of this file take the prompts in order
+        chosen = o.view(-1, group)[order]
+        rewards = self._from_start(chosen[None], self.returns)[0]
+        value, _ = self._baseline("own", rewards, chosen, state)
+        back = value[order.argsort()].flatten()
+        return self.returns[p, o] - back[:, None], p, o
+
+    def _prediction(self, p: Tensor, o: Tensor, advantages: Tensor, now: Truth) -> Tensor:
+        """-∇L of a batch by linearity, for the policy as `now` says it is: [D]."""
+        config, epsilon = self.config, self.config.resolved_epsilon
+        ratio = (now.logprobs[p, o].sum(-1) - self.truth.logprobs[p, o].sum(-1)).exp()[:, None]
+        weights = advantages * ratio
+        if epsilon is not None:
+            too_high = (advantages > 0) & (ratio > 1 + epsilon)
+            too_low = (advantages < 0) & (ratio < 1 - epsilon)
+            weights = weights.masked_fill(too_high | too_low, 0.0)
+        weights = weights + _direct_weights(config, now)[p, o]
+        slopes = weights[..., None] * now.slopes[p, o]
+        entropic = config.entropy_coef * now.entropy_slopes[p, o]
+        return (slopes + entropic).sum(dim=(0, 1)) / len(p)
+
+    def _moved(self, before: Mapping[str, Tensor]) -> Tensor:
+        """How far the weights went in a step, per unit of learning rate: [D]."""
+        way = {name: p.detach() - before[name] for name, p in self.parameters.items()}
+        return _flat(way) / self.config.learning_rate
+
+    @torch.no_grad()
+    def _put_back(self, start: Mapping[str, Tensor]) -> None:
+        for name, parameter in self.parameters.items():
+            parameter.copy_(start[name])
+
+    def draw(self, count: int) -> list[Draws]:
+        """Draw completions of each prompt from the trainer's own sampler."""
+        many = replace(self.config, num_generations=count, num_iterations=1, beta=0.0)
+        gatherer = self._make_trainer(self.trainer.policy.module.model, many).learner.gatherer
+        examples = gatherer.examples(0)
+        drawn = gatherer.sample(examples, 0)
+        o = torch.tensor([self.completions.index(tuple(i)) for i in drawn.completion_lists()])
+        found = []
+        for k, example in enumerate(examples):
+            rows = slice(k * count, (k + 1) * count)
+            p = PROMPTS.index(str(example.prompt))
+            exact = self.truth.logprobs[p, o[rows]][:, : drawn.sampling_logprobs.shape[1]]
+            gap = float((drawn.sampling_logprobs[rows] - exact).abs().max())
+            found.append(Draws(o[rows], self.truth.probability[p], gap))
+        return found
+
+    def variances(self) -> dict[str, float]:
+        """Variance of a step's gradient with each baseline, over its scale², relative to `none`."""
+        chosen, probability = self._batches()
+        rewards = self._from_start(chosen, self.returns)
+        found = {}
+        for name in BASELINES:
+            if self.config.num_generations > 1 or name not in NEEDS_TWO_GENERATIONS:
+                value, _ = self._baseline(name, rewards, chosen, self._past(name, probability))
+                scale = SCALES[name](len(PROMPTS), self.config.num_generations)
+                found[name] = self._variance(chosen, probability, value) / scale**2
+        return {name: value / found["none"] for name, value in found.items()}
+
+    def _past(self, name: str, probability: Tensor) -> State:
+        """The state of a baseline after some steps of this policy."""
+        if name not in KEEPS_HISTORY:
+            return {}
+        generator = torch.Generator().manual_seed(self.config.seed)
+        chosen, _ = self._batches()
+        state: State = {}
+        for k in torch.multinomial(probability, _PAST_STEPS, True, generator=generator):
+            rewards = self._from_start(chosen[k][None], self.returns)[0]
+            _, state = self._baseline(name, rewards, chosen[k], state)
+        return state
+
+    def _variance(self, chosen: Tensor, probability: Tensor, value: Tensor) -> float:
+        """tr Cov of (1/N) Σ_i (Σ_t G_{i,t} ∇log π_{i,t} - b_i ∇log π_i) over all batches."""
+        pulls = (self.returns[..., None] * self.truth.slopes).sum(dim=2)  # [P, n, D]
+        stacked = torch.cat([pulls, self.truth.scores]).flatten(0, 1)  # [2·P·n, D]
+        gram = stacked @ stacked.T
+        n, count = len(self.completions), chosen[0].numel()
+        first = (chosen + n * torch.arange(len(PROMPTS))[:, None]).flatten(1)  # [K, B]
+        places = torch.cat([first, first + n * len(PROMPTS)], dim=1)  # [K, 2B]
+        parts = torch.cat([torch.ones_like(value), -value], dim=1).flatten(1) / count  # [K, 2B]
+        weights = torch.zeros(len(chosen), len(stacked), dtype=torch.float64)
+        weights.scatter_add_(1, places, parts)  # [K, 2·P·n], of each vector in a batch's gradient
+        squares = ((weights @ gram) * weights).sum(dim=1)
+        mean = probability @ weights
+        return float(probability @ squares - mean @ gram @ mean)
+
+
+def _direct_weights(config: ReinforceConfig, truth: Truth) -> Tensor:
+    """Weights of ∇log π that KL terms of the loss give every token, [P, n, T], as documented."""
+    if not config.beta or config.kl_in not in ("loss", "grpo_k3"):
+        return torch.zeros_like(truth.logprobs)
+    if config.kl_in == "loss":
+        return -config.beta * truth.log_ratio[..., None].expand_as(truth.logprobs)
+    return -config.beta * (1 - (truth.reference - truth.logprobs).exp())
+
+
+def _flat(gradient: Mapping[str, Tensor]) -> Tensor:
+    return torch.cat([part.flatten() for part in gradient.values()])
