@@ -35,6 +35,7 @@ _VERBS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
     "eval": (commands.evaluate, "greedy accuracy and reward of a model on held-out prompts"),
     "sample": (commands.sample, "look at completions of a model"),
     "verify": (commands.verify, "compare the gradient with the exact one, by enumeration"),
+    "replay": (commands.replay, "do a logged step again, and compare loss and gradient norm"),
     "score": (commands.score, "run a reward over completions in a file"),
 }
 

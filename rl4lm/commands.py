@@ -298,6 +298,34 @@ def verify(argv: Sequence[str]) -> None:
         raise VerificationError(f"{failed} of {len(reports)} sets of options failed")
 
 
+def replay(argv: Sequence[str]) -> None:
+    """``rl4lm replay``: a logged step done again."""
+    parser = OptionParser(
+        prog="rl4lm replay",
+        description="Recompute the loss and the gradient norm of a logged step from the nearest "
+        "earlier checkpoint, or the start of the run, through the logged completions.",
+        usage="%(prog)s RUN_DIR --step N [--json]",
+    )
+    parser.add_argument("run", metavar="RUN_DIR", nargs="?", help="folder of the run")
+    parser.add_argument("--step", type=int, help="the step, counted from 1 as in metrics.jsonl")
+    parser.add_argument("--json", action="store_true", help="print what was found as JSON")
+    namespace = parser.parse_args(argv)
+    if namespace.run is None or namespace.step is None:
+        raise ConfigError(f"name a run and a step; usage: {parser.format_usage()[7:].strip()}")
+    from rl4lm.console import Screen
+    from rl4lm.errors import VerificationError
+    from rl4lm.replay import replay as do_again
+
+    quiet_libraries()
+    found = do_again(Path(namespace.run), namespace.step)
+    screen = Screen(stderr=namespace.json)
+    screen.replayed(found.to_dict())
+    if namespace.json:
+        _print_json(found.to_dict())
+    if not found.agrees:
+        raise VerificationError(f"step {namespace.step} does not come out as it was logged")
+
+
 def _defaults() -> dict[str, Any]:
     return {name: option.default for name, option in OPTIONS.items()}
 

@@ -172,8 +172,8 @@ class ReinforceConfig:
     beta: float = option(
         "estimator",
         0.0,
-        "weight of the KL divergence from the model as it starts, in units of reward per nat; "
-        "0 = off",
+        "weight of the KL divergence from the reference, in units of reward per nat; the reference "
+        "is the base model where there is an adapter, else the model as it starts; 0 = off",
         ge=0,
     )
     kl_in: Literal["reward", "token_reward", "loss", "grpo_k3"] = option(
@@ -256,11 +256,17 @@ class ReinforceConfig:
         "run", None, "evaluate every so many steps too; none or 0 = only before and after", ge=0
     )
     eval_samples: int = option("run", 500, "held-out prompts of an evaluation; 0 = off", ge=0)
+    save_steps: int = option(
+        "run",
+        0,
+        "steps between checkpoints, where `rl4lm replay` can begin; 0 = only the final weights",
+        ge=0,
+    )
     noise_every: int = option(
         "run",
-        10,
-        "steps between measurements of the gradient's noise, from two halves of the prompts; "
-        "0 = never",
+        20,
+        "steps between measurements of the gradient's noise, with the baseline and without: one "
+        "more backward pass; 0 = never",
         ge=0,
     )
     sample_table_steps: int = option(

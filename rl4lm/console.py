@@ -6,9 +6,10 @@ plain short lines come instead. Only the main process speaks.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -21,14 +22,15 @@ _WARNINGS_SHOWN = 3  # of each kind that may come with every step
 _SCORE_ROWS = 20
 _PLAIN_WIDTH = 120  # columns of a table in a file
 # Metric -> how the progress line shows it.
-_PROGRESS = {
-    "kl": "kl {:.3f}",
-    "effective_share": "live {:.0%}",
-    "variance_reduction": "variance cut {:.0%}",
-    "gradient_snr": "snr {:.2g}",
-    "sampler_gap_max": "gap {:.0e}",
-    "tokens_per_second": "{:,.0f} tok/s",
+_PROGRESS: Mapping[str, Callable[[float], str]] = {
+    "kl": "kl {:.3f}".format,
+    "effective_share": "live {:.0%}".format,
+    "variance_reduction": lambda value: f"variance {-value:+.0%}",
+    "gradient_snr": "snr {:.2g}".format,
+    "sampler_gap_max": "gap {:.0e}".format,
+    "tokens_per_second": "{:,.0f} tok/s".format,
 }
+_SELDOM = ("variance_reduction", "gradient_snr")
 _NUMBERS_WIDTH = 42  # columns that a table of completions needs besides prompt and completion
 
 
@@ -57,7 +59,7 @@ class Screen:
         self._total = 0
         self._first_step = 0
         self._said: Counter[str] = Counter()  # warnings of each kind
-        self._snr: float | None = None  # as last measured
+        self._seldom: dict[str, float] = {}  # metrics that not every step has, as last measured
         self._started = 0.0
 
     def only_if(self, shown: bool) -> None:
@@ -88,8 +90,9 @@ class Screen:
 
     def step(self, step: int, metrics: Mapping[str, float | None]) -> None:
         """Show the numbers of a finished step; `step` counts from 1."""
-        self._snr = metrics.get("gradient_snr") or self._snr
-        numbers = _numbers({**metrics, "gradient_snr": self._snr})
+        measured = {name: metrics.get(name) for name in _SELDOM}
+        self._seldom |= {name: value for name, value in measured.items() if value is not None}
+        numbers = _numbers({**metrics, **self._seldom})
         if self._progress is not None:
             self._progress.update(self._task, completed=step, numbers=numbers)
         elif step % self._logging_steps == 0 or step in (1, self._total):
@@ -101,7 +104,7 @@ class Screen:
         """Say why a step changed nothing."""
         why = (
             f"its gradient is not finite (norm {metrics['grad_norm']})"
-            if metrics["effective_samples"]
+            if not math.isfinite(metrics["grad_norm"] or 0.0)
             else "no completion had an advantage, all that were compared earned the same"
         )
         self._warn_some_times("skipped", f"step {step} changed nothing: {why}")
@@ -234,6 +237,25 @@ class Screen:
             self._console.print(table)
         self.note(_verdict(report))
 
+    def replayed(self, found: Mapping[str, Any]) -> None:
+        """Logged steps done again: the one asked for, and where the first difference is."""
+        steps = found["steps"]
+        self.note(f"from {found['start']}, {len(steps)} steps done again")
+        table = Table(box=None, padding=(0, 2))
+        for header in ("step", "", "loss", "gradient norm", "relative difference"):
+            table.add_column(header, justify="right")
+        last = steps[-1]
+        table.add_row(
+            str(last["step"]), "logged", f"{last['loss']:.9g}", f"{last['grad_norm']:.9g}"
+        )
+        again = f"{last['loss_again']:.9g}", f"{last['grad_norm_again']:.9g}"
+        table.add_row("", "again", *again, f"{last['difference']:.1e}")
+        self._console.print(table)
+        first = found["first_disagreement"]
+        verdict = "agrees" if found["agrees"] else "does NOT agree"
+        since = "" if first is None else f"; the first step that does not is {first}"
+        self.note(f"step {last['step']} {verdict} within {found['tolerance']:.0e}{since}")
+
     def verified(self, report: Mapping[str, Any]) -> None:
         """One line about one of many sets of options."""
         worst = max(c["value"] / c["limit"] * 1e-9 for c in report["checks"] if c["limit"] < 1e-7)
@@ -296,10 +318,10 @@ def _numbers(metrics: Mapping[str, float | None]) -> str:
     """The numbers of the progress line; those that are not defined are left out."""
     reward = metrics["reward"]
     parts = [f"reward {'none' if reward is None else f'{reward:.3f}'}"]
-    for name, form in _PROGRESS.items():
+    for name, show in _PROGRESS.items():
         value = metrics.get(name)
         if value is not None:
-            parts.append(form.format(value))
+            parts.append(show(value))
     return "  ".join(parts)
 
 

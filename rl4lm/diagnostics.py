@@ -57,15 +57,10 @@ def as_row(tally: Tally) -> Tensor:
 
 
 def tally_advantages(e: Experience) -> Tally:
-    """Completions with any advantage, and what the baseline took off the weights of ∇ log π."""
-    mask = e.rollout.completion_mask
-    per_token = [t if t.dim() == 2 else t[:, None] for t in (e.advantages, e.returns)]
-    after, before = (torch.where(mask, t, 0.0).square().sum() for t in per_token)
-    live = (per_token[0].ne(0) & mask).any(dim=1)
-    return Tally(
-        {"live": float(live.sum()), "weight_after": float(after), "weight_before": float(before)},
-        {},
-    )
+    """Completions that have any advantage."""
+    per_token = e.advantages if e.advantages.dim() == 2 else e.advantages[:, None]
+    live = (per_token.ne(0) & e.rollout.completion_mask).any(dim=1)
+    return Tally({"live": float(live.sum())}, {})
 
 
 def tally_gap(rollout: Rollout, logprobs: Tensor) -> Tally:
@@ -119,11 +114,9 @@ def signal_metrics(numbers: Numbers, completions: int) -> dict[str, float | None
         numbers: of `combine`; the KL's and the ratio's are there where they were counted.
         completions: N, of the whole step.
     """
-    before = numbers["weight_before"]
     metrics: dict[str, float | None] = {
         "effective_samples": numbers["live"],
         "effective_share": numbers["live"] / completions,
-        "variance_reduction": 1.0 - numbers["weight_after"] / before if before else None,
     }
     if "gap" in numbers:
         tokens = numbers["gap_tokens"]
@@ -148,7 +141,7 @@ def signal_metrics(numbers: Numbers, completions: int) -> dict[str, float | None
 def gap_is_suspicious(metrics: Mapping[str, float | None], dtype: torch.dtype) -> bool:
     """Whether the sampler gap is larger than rounding in this dtype explains."""
     mean, largest = metrics.get("sampler_gap_mean"), metrics.get("sampler_gap_max")
-    expected_mean, expected_max = EXPECTED_GAPS[dtype]
+    expected_mean, expected_max = EXPECTED_GAPS.get(dtype, EXPECTED_GAPS[torch.bfloat16])
     if mean is None or largest is None:
         return False
     return not (mean <= expected_mean and largest <= expected_max)
@@ -181,10 +174,10 @@ def measured_tensors(sizes: Sequence[int]) -> list[int]:
     return sorted(chosen)
 
 
-def noise_metrics(
+def half_noise(
     first: Sequence[Tensor], whole: Sequence[Tensor], first_count: int, count: int
-) -> dict[str, float | None]:
-    """Noise scale and signal-to-noise ratio of a gradient, from two halves of its samples.
+) -> tuple[float, float] | None:
+    """Signal and noise of a gradient, from two halves of its samples.
 
     With g_1, g_2 the mean gradients of n_1 and n_2 completions of different prompts,
 
@@ -201,14 +194,11 @@ def noise_metrics(
         count: N = n_1 + n_2.
 
     Returns:
-        ``gradient_noise_scale``: tr Σ / |G|², the completions a step needs before its signal is
-        as large as its noise; ``gradient_snr``: |G|² / (tr Σ / N) of this step. None where a half
-        is empty, there is no noise, or the estimate of |G|² is not positive.
+        (|G|², tr Σ); None where a half is empty or a number is not finite.
     """
-    undefined: dict[str, float | None] = {"gradient_noise_scale": None, "gradient_snr": None}
     second_count = count - first_count
     if not first_count or not second_count:
-        return undefined
+        return None
     signal = noise = 0.0
     for part, total in zip(first, whole, strict=True):
         one = part.double() * (count / first_count)
@@ -216,9 +206,36 @@ def noise_metrics(
         signal += float((one * two).sum())
         noise += float((one - two).square().sum())
     variance = noise / (1 / first_count + 1 / second_count)
-    if not (math.isfinite(variance) and math.isfinite(signal)) or signal <= 0 or variance <= 0:
-        return undefined
-    return {
-        "gradient_noise_scale": variance / signal,
-        "gradient_snr": signal * count / variance,
-    }
+    return (signal, variance) if math.isfinite(variance) and math.isfinite(signal) else None
+
+
+def noise_metrics(
+    noise: tuple[float, float] | None,
+    without_baseline: tuple[float, float] | None,
+    scale: float,
+    count: int,
+) -> dict[str, float | None]:
+    """What the halves of a step say of its gradient.
+
+    Args:
+        noise: of `half_noise`.
+        without_baseline: the same with nothing subtracted from the returns.
+        scale: what the baseline multiplies the expected gradient by.
+        count: N, completions of the step.
+
+    Returns:
+        ``gradient_noise_scale``: tr Σ / |G|², the completions that a step needs before its signal
+        is as large as its noise. ``gradient_snr``: |G|² / (tr Σ / N) of this step. None where there
+        is no noise or the estimate of |G|² is not positive. ``variance_reduction``: 1 less the
+        ratio of tr Σ / scale² to tr Σ without the baseline; negative where it adds noise.
+    """
+    metrics: dict[str, float | None] = dict.fromkeys(
+        ("gradient_noise_scale", "gradient_snr", "variance_reduction")
+    )
+    if noise is not None and min(noise) > 0:
+        signal, variance = noise
+        metrics["gradient_noise_scale"] = variance / signal
+        metrics["gradient_snr"] = signal * count / variance
+    if noise is not None and without_baseline is not None and without_baseline[1] > 0:
+        metrics["variance_reduction"] = 1 - noise[1] / scale**2 / without_baseline[1]
+    return metrics

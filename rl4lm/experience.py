@@ -76,7 +76,8 @@ class Gatherer:
         texts = self._policy.codec.decode(rollout.completion_lists())
         scores = self._task.judges.scorer(examples, texts, rollout.completion_lists(), context)
         watch.lap("score")
-        gathered = self.centre(step, examples, rollout, texts, scores, state)
+        keys = self.prompt_keys(step)
+        gathered = self.centre(keys, examples, rollout, texts, scores, state)
         watch.lap("centre")
         return gathered
 
@@ -111,7 +112,7 @@ class Gatherer:
 
     def centre(
         self,
-        step: int,
+        prompt_keys: Sequence[int],
         examples: Sequence[Example],
         rollout: Rollout,
         texts: Sequence[str],
@@ -121,7 +122,7 @@ class Gatherer:
         """From scores to advantages, over the whole step.
 
         Args:
-            step: in which the completions were drawn.
+            prompt_keys: rows of the data that the whole step's P prompts come from.
             examples: this process's prompts.
             rollout: their completions.
             texts: of the completions.
@@ -136,7 +137,7 @@ class Gatherer:
         from_start = returns if returns.dim() == 1 else returns[:, 0]
         measures = self._world.gather(pack(rollout, scores, from_start))  # [P, G, 6 + K]
         baseline, new_state = self.baseline(
-            measures[..., 0], self._inputs(step, rollout, measures), state
+            measures[..., 0], self.inputs(prompt_keys, rollout, measures), state
         )  # [P, G]
         mine = baseline[self._share].flatten()  # [B]
         experience = Experience(
@@ -206,11 +207,14 @@ class Gatherer:
             return torch.zeros(len(rollout.completion_ids), 0)
         return self._reference(rollout)
 
-    def _inputs(self, step: int, rollout: Rollout, measures: Tensor) -> BaselineInputs:
+    def inputs(
+        self, prompt_keys: Sequence[int], rollout: Rollout, measures: Tensor
+    ) -> BaselineInputs:
+        """What a baseline may look at besides the rewards, of the whole step."""
         return BaselineInputs(
             lengths=measures[..., 3].long(),
             valid=measures[..., 2].bool(),
-            prompt_keys=torch.tensor(self.prompt_keys(step)),
+            prompt_keys=torch.tensor(list(prompt_keys)),
             prompt_features=self._world.gather(self._features(rollout)),
         )
 

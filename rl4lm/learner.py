@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import math
 import warnings
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from rl4lm.assembly import Task
+from rl4lm.baselines import SCALES
 from rl4lm.config import ReinforceConfig
 from rl4lm.diagnostics import (
     Tally,
     as_row,
     combine,
+    half_noise,
     halves,
     measured_tensors,
     noise_metrics,
@@ -63,7 +66,6 @@ class Learner:
         self.state = TrainState()
         self._config = config
         self._policy = policy
-        self._reward_names = task.judges.scorer.names
         self._world = world
         budget = config.max_tokens_per_micro_batch
         reference = make_reference(policy, config.temperature, budget) if config.beta else None
@@ -115,7 +117,7 @@ class Learner:
         metrics = {
             "step": step + 1,
             "loss": numbers["loss"],
-            **rollout_metrics(e.measures, self._reward_names),
+            **rollout_metrics(e.measures, list(e.scores.parts)),
             **signal_metrics(numbers, e.num_completions),
             **noise,
             **update,
@@ -129,29 +131,49 @@ class Learner:
         """Where training stands, for rewards that ask."""
         return RewardContext(self.state.step, self._config.max_steps, self._config.seed)
 
+    def state_dict(self) -> dict[str, Any]:
+        """Everything besides the weights that the next step depends on: tensors, plain values."""
+        return {
+            "train_state": asdict(self.state),
+            "optimizer": self._optimizer.state_dict(),
+            "scheduler": self._scheduler.state_dict(),
+        }
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` gave."""
+        self.state = TrainState(**saved["train_state"])
+        self._optimizer.load_state_dict(saved["optimizer"])
+        self._scheduler.load_state_dict(saved["scheduler"])
+        self._experience = None
+
     def _differentiate(
         self, e: Experience, fresh: bool, measure_noise: bool
     ) -> tuple[Tally, dict[str, float | None]]:
         """∇L of an experience into ``.grad``, and this process's numbers about it."""
-        sampled = e.rollout.sampling_logprobs.double()
         epsilon = self._config.resolved_epsilon
         # With an importance ratio the weights depend on the policy as it is now: one more pass.
+        sampled = e.rollout.sampling_logprobs.double()
         logprobs = sampled if epsilon is None else self._logprobs(e.rollout)
-        loss = total(self._terms, e)
-        weights = token_weights(loss, logprobs, torch.zeros_like(logprobs))
-        tally = Tally({"loss": float(loss(logprobs, torch.zeros_like(logprobs)))}, {})
+        tally = Tally({"loss": float(self._loss(e)(logprobs, torch.zeros_like(logprobs)))}, {})
         tally |= tally_advantages(e)
         if epsilon is not None:
             tally |= tally_ratios(e, logprobs, epsilon)
         if self._config.beta:
             tally |= tally_kl(e)
         if measure_noise:
-            met, noise = self._backward_in_halves(e, weights)
+            met, noise = self._backward_and_noise(e, logprobs)
         else:
-            met, noise = self._backward(e.rollout, weights), {}
+            met, noise = self._backward(e.rollout, self._weights(e, logprobs)), {}
         if fresh:
             tally |= tally_gap(e.rollout, met)
         return tally, noise
+
+    def _loss(self, e: Experience) -> Callable[[Tensor, Tensor], Tensor]:
+        return total(self._terms, e)
+
+    def _weights(self, e: Experience, logprobs: Tensor) -> TokenWeights:
+        """∂L/∂log π and ∂L/∂H of every token, where the policy's log-probs are these [B, T]."""
+        return token_weights(self._loss(e), logprobs, torch.zeros_like(logprobs))
 
     def _logprobs(self, rollout: Rollout) -> Tensor:
         return self._policy.completion_logprobs(
@@ -165,9 +187,24 @@ class Learner:
         self._world.sum_gradients(self._parameters)
         return met
 
+    def _backward_and_noise(
+        self, e: Experience, logprobs: Tensor
+    ) -> tuple[Tensor, dict[str, float | None]]:
+        """`_backward`, and how noisy the gradient is with the baseline and without it."""
+        without = None
+        if self._config.resolved_baseline != "none":
+            applies = e.scores.valid.flatten().view(-1, *[1] * (e.returns.dim() - 1))
+            plain = replace(e, advantages=e.returns.where(applies, 0.0))
+            _, without = self._backward_in_halves(plain, self._weights(plain, logprobs))
+        met, noise = self._backward_in_halves(e, self._weights(e, logprobs))
+        scale = SCALES[self._config.resolved_baseline](
+            e.num_completions // e.rollout.num_generations, e.rollout.num_generations
+        )
+        return met, noise_metrics(noise, without, scale, e.num_completions)
+
     def _backward_in_halves(
         self, e: Experience, weights: TokenWeights
-    ) -> tuple[Tensor, dict[str, float | None]]:
+    ) -> tuple[Tensor, tuple[float, float] | None]:
         """`_backward`, one half of the prompts after the other, and what their difference says."""
         group = e.rollout.num_generations
         prompts = len(e.rollout.prompt_ids)
@@ -181,7 +218,7 @@ class Learner:
         self._world.sum_gradients(self._parameters)
         kept = self._world.sum(kept)
         count = -(-(e.num_completions // group) // 2) * group  # the even places of the whole step
-        noise = noise_metrics(kept, [_gradient(p) for p in measured], count, e.num_completions)
+        noise = half_noise(kept, [_gradient(p) for p in measured], count, e.num_completions)
         return torch.where(first, met, other), noise
 
     def _accumulate(self, rollout: Rollout, weights: TokenWeights) -> Tensor:

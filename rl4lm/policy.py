@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import torch
@@ -139,9 +139,9 @@ class Policy:
     @property
     def compute_dtype(self) -> torch.dtype:
         """The precision of the computation: that of autocast, or the parameters' coarsest."""
-        if self._autocast_dtype is not None or self._log_dtype == torch.float64:
-            return self._autocast_dtype or torch.float64
-        return next(self.module.parameters()).dtype
+        if self._autocast_dtype is not None:
+            return self._autocast_dtype
+        return min((p.dtype for p in self.module.parameters()), key=lambda dtype: dtype.itemsize)
 
     @property
     def tolerance(self) -> float:
@@ -305,9 +305,9 @@ class Policy:
                 batch.position_ids.to(device),
             )
 
-    def without_adapter(self) -> AbstractContextManager[Any]:
-        """The context in which the adapter is off: the base model as it started."""
-        return self.module.model.disable_adapter()  # type: ignore[operator]  # a peft model's
+    def without_adapter(self) -> AbstractContextManager[None]:
+        """The context in which the adapter is off: the base model."""
+        return _adapter_off(self.module.model)
 
     def frozen_copy(self) -> Policy:
         """The policy as it is now, with parameters of its own that no gradient reaches."""
@@ -324,6 +324,18 @@ class Policy:
         if self._autocast_dtype is None:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=self._autocast_dtype)
+
+
+@contextmanager
+def _adapter_off(model: Any) -> Iterator[None]:
+    """peft makes the whole adapter trainable on its way back; what was frozen stays frozen."""
+    trained = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        with model.disable_adapter():
+            yield
+    finally:
+        for parameter, required in trained:
+            parameter.requires_grad_(required)
 
 
 def _positions(mask: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The reference policy of the KL divergence: the model as it was when the run began."""
+"""The reference policy of the KL divergence: the base model, or the model as the run began."""
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@
     completions/step-NNNNNN.jsonl  the completions of a step
     eval.jsonl                     one line per evaluation
     summary.json                   before, after, and what the run cost
+    checkpoint-NNNNNN/             weights and the state of training after some steps
     model/                         the final weights, loadable with from_pretrained
 
 Only the main process writes. Lines are flushed one by one, so that an interrupted run loses none
@@ -26,7 +27,7 @@ import yaml
 from rl4lm.errors import OutputError
 
 _FILES = ("config.yaml", "metrics.jsonl", "eval.jsonl", "summary.json")
-_FOLDERS = ("completions", "model")
+_FOLDERS = ("completions", "model", "checkpoint-[0-9]*")
 
 
 class RunDirectory:
@@ -65,7 +66,7 @@ class RunDirectory:
 
 def holds_a_run(path: Path) -> bool:
     """Whether a directory already holds files that a run writes."""
-    return any((path / name).exists() for name in (*_FILES, *_FOLDERS))
+    return any(list(path.glob(name)) for name in (*_FILES, *_FOLDERS))
 
 
 def check_run_directory(path: Path, overwrite: bool) -> None:
@@ -93,9 +94,9 @@ def prepare_run_directory(path: Path) -> RunDirectory:
     try:
         for name in _FILES:
             (path / name).unlink(missing_ok=True)
-        for name in _FOLDERS:
-            if (path / name).is_dir():
-                shutil.rmtree(path / name)
+        for folder in [folder for name in _FOLDERS for folder in path.glob(name)]:
+            if folder.is_dir():
+                shutil.rmtree(folder)
         (path / "completions").mkdir(parents=True)
     except OSError as error:
         raise OutputError(f"output_dir {str(path)!r} cannot be written: {error}") from error

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from rl4lm.assembly import Task, assemble_policy, assemble_task, end_rule
-from rl4lm.checkpoint import save_weights
+from rl4lm.checkpoint import checkpoint_path, save_weights
 from rl4lm.config import OPTIONS, ReinforceConfig
 from rl4lm.console import Screen
 from rl4lm.diagnostics import gap_is_suspicious
@@ -75,7 +76,10 @@ class ReinforceTrainer:
         Raises:
             Rl4lmError: one of its kinds, in words, for whatever cannot be used.
         """
-        self.config = config = args or ReinforceConfig()
+        config = args or ReinforceConfig()
+        if isinstance(model, str | Path):  # one place says which model it is
+            config, model = replace(config, model_name_or_path=str(model)), None
+        self.config = config
         self.world = World()
         self.world.use_threads(config.torch_threads)
         self.world.share(config.prompts_per_step, "prompts_per_step")
@@ -92,6 +96,8 @@ class ReinforceTrainer:
         self._callbacks = list(callbacks or [])
         self._given = given_in_python(
             model=model,
+            processing_class=processing_class,
+            peft_config=peft_config,
             reward_funcs=_listed(reward_funcs),
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
@@ -171,6 +177,7 @@ class ReinforceTrainer:
             while self.state.step < config.max_steps:
                 stats = self.learner.step()
                 self._record_step(stats)
+                self._save(stats.step)
                 for callback in self._callbacks:
                     callback.on_step_end(self.state, stats)
                 if config.eval_steps and stats.step % config.eval_steps == 0:
@@ -223,6 +230,15 @@ class ReinforceTrainer:
         dtype = self.policy.compute_dtype
         if gap_is_suspicious(stats.metrics, dtype):
             self.screen.gap(stats.step, stats.metrics, str(dtype).removeprefix("torch."))
+
+    def _save(self, step: int) -> None:
+        """Write a checkpoint where one is due; between samplings only, as a start needs."""
+        every, window = self.config.save_steps, self.config.num_iterations
+        if not every or step % window or step // every == (step - window) // every:
+            return
+        if self._directory is not None:
+            path = checkpoint_path(self._directory.path, step)
+            save_weights(self.policy, path, self.learner.state_dict())
 
     def _record_evaluation(self, when: str, metrics: dict[str, float]) -> None:
         if not metrics:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from rl4lm.config import OPTIONS, ReinforceConfig
+from rl4lm.config import COMPARES_WITHIN_PROMPT, OPTIONS, ReinforceConfig
 from rl4lm.errors import ConfigError, Rl4lmError
 from rl4lm.refusals import NOT_OFFERED
 
@@ -175,7 +175,7 @@ def test_an_option_that_is_not_offered_is_answered_with_the_reason(name):
         ("lora_dropout", "sampled and the differentiated policy differ"),
         ("gradient_accumulation_steps", "max_tokens_per_micro_batch"),
         ("num_train_epochs", "max_steps"),
-        ("save_steps", "not in this version"),
+        ("save_total_limit", "not in this version"),
         ("kl_coef", "called beta"),
         ("gradient_checkpointing", "activation_checkpointing"),
         ("bf16", "dtype"),
@@ -296,3 +296,74 @@ def test_an_option_that_is_not_offered_may_be_switched_off(name, value):
 def test_only_the_very_value_that_switches_it_off_is_taken(name, value):
     with pytest.raises(ConfigError, match=f"{name} is not offered"):
         ReinforceConfig(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ("k1", "expected gradient of k1 in the loss is exactly zero"),
+        ("k1_loss", "kl_in=reward uses k1 where its gradient is exact"),
+        ("k3", "ask for it as kl_in=grpo_k3"),
+        ("loss_k3", "does not follow the gradient of the KL"),
+    ],
+)
+def test_a_divergence_that_does_not_do_what_one_thinks_is_refused_with_the_reason(value, words):
+    message = refusal(beta=0.1, kl_in=value)
+    assert message.startswith(f"kl_in: {value} is refused, because ")
+    assert words in message
+    for taken in OPTIONS["kl_in"].choices:
+        assert ReinforceConfig(beta=0.1, kl_in=taken).kl_in == taken
+
+
+def test_another_place_for_the_divergence_is_answered_with_the_nearest_one():
+    assert refusal(kl_in="rewards").endswith("did you mean reward?")
+
+
+@pytest.mark.parametrize("baseline", sorted(COMPARES_WITHIN_PROMPT))
+def test_a_baseline_that_compares_within_a_prompt_needs_two_completions_of_it(baseline):
+    message = refusal(baseline=baseline, num_generations=1)
+    assert f"baseline={baseline} compares the completions of one prompt" in message
+    ReinforceConfig(baseline=baseline, num_generations=2, prompts_per_step=1)
+
+
+def test_a_baseline_of_past_steps_does_with_one_completion_of_one_prompt():
+    for baseline in ("none", "moving_average", "prompt_value", "linear_value"):
+        ReinforceConfig(baseline=baseline, num_generations=1, prompts_per_step=1)
+
+
+def test_the_baselines_to_choose_from_are_those_there_are():
+    baselines = pytest.importorskip("rl4lm.baselines")
+    assert set(OPTIONS["baseline"].choices) == {"auto", *baselines.BASELINES}
+    assert baselines.NEEDS_TWO_GENERATIONS == COMPARES_WITHIN_PROMPT
+
+
+@pytest.mark.parametrize(
+    ("values", "resolved"),
+    [
+        ({}, None),
+        ({"num_iterations": 1}, None),
+        ({"num_iterations": 2}, 0.2),
+        ({"epsilon": 0.1}, 0.1),
+        ({"epsilon": 0.3, "num_iterations": 4}, 0.3),
+        ({"epsilon": "none", "num_iterations": 4}, 0.2),
+    ],
+)
+def test_the_ratio_is_clipped_where_there_are_several_steps_or_a_range_is_named(values, resolved):
+    assert ReinforceConfig(**values).resolved_epsilon == resolved
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("beta", -0.1),
+        ("gamma", 1.01),
+        ("gamma", -0.1),
+        ("entropy_coef", -1),
+        ("num_iterations", 0),
+        ("epsilon", 0),
+        ("noise_every", -1),
+        ("entropy_in", "both"),
+    ],
+)
+def test_an_estimator_beyond_its_range_is_refused(name, value):
+    assert refusal(**{name: value}).startswith(f"{name}: {value!r} given, expected ")

@@ -136,3 +136,54 @@ def test_silence_is_complete_and_json_runs_speak_on_stderr(capsys):
     quiet.note("a")
     Screen(stderr=True).note("b")
     assert capsys.readouterr() == ("", "b\n")
+
+
+def test_a_gradient_that_is_not_finite_is_the_reason_even_where_no_completion_has_an_advantage(
+    shown,
+):
+    """A KL in the loss has a gradient of its own, which may overflow."""
+    Screen().skipped(4, {"effective_samples": 0.0, "grad_norm": float("inf")})
+    assert "its gradient is not finite (norm inf)" in shown()
+
+
+def test_a_gap_between_sampling_and_training_is_told_with_step_sizes_and_precision(shown):
+    screen = Screen()
+    for step in range(7, 17):
+        metrics = {"sampler_gap_mean": 0.0123, "sampler_gap_max": 4.56}
+        screen.gap(step, metrics, "float32")
+        screen.skipped(step, {"effective_samples": 0.0, "grad_norm": 0.0})  # counted apart
+    lines = shown().splitlines()
+    gaps = [line for line in lines if "sampling and training differ" in line]
+    assert [line.split()[2] for line in gaps] == ["7:", "8:", "9:"]
+    assert len(lines) == 6
+    assert "differ by 0.012 on average and 4.6 at most, more than rounding in float32" in gaps[0]
+    assert gaps[-1].endswith("further ones are only counted")
+    assert "only counted" not in gaps[1]
+
+
+def test_the_progress_line_shows_what_is_defined_and_leaves_out_the_rest(shown):
+    screen = Screen(logging_steps=1)
+    screen.start(0, 2)
+    every = {
+        "kl": 0.0123,
+        "effective_share": 0.875,
+        "variance_reduction": 0.5,
+        "gradient_snr": 1.25,
+        "sampler_gap_max": 2e-6,
+    }
+    screen.step(1, {**METRICS, **every})
+    screen.step(2, {**METRICS, **dict.fromkeys(every), "tokens_per_second": None})
+    first, second = shown().splitlines()
+    assert (
+        "reward 0.500  kl 0.012  live 88%  variance -50%  snr 1.2  gap 2e-06  1,234 tok/s" in first
+    )
+    assert "reward 0.500  variance -50%  snr 1.2  0:00 left" in second
+
+
+def test_the_noise_is_shown_as_it_was_last_measured(shown):
+    screen = Screen(logging_steps=1)
+    screen.start(0, 4)
+    for step, snr in enumerate([{}, {"gradient_snr": 0.5}, {}, {"gradient_snr": 2.0}], start=1):
+        screen.step(step, {**METRICS, **snr})
+    found = [line.partition("snr ")[2].split(" ")[0] for line in shown().splitlines()]
+    assert found == ["", "0.5", "0.5", "2"]

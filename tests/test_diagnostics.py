@@ -16,6 +16,7 @@ from rl4lm.diagnostics import (
     as_row,
     combine,
     gap_is_suspicious,
+    half_noise,
     halves,
     measured_tensors,
     noise_metrics,
@@ -29,33 +30,16 @@ from rl4lm.types import Example, Experience, Rollout, Scores
 
 NAN = math.nan
 
-# --- the noise of the gradient
-
 MEAN = [torch.tensor([[0.5, -0.3, 0.0], [0.2, 0.1, -0.4]]), torch.tensor([0.3, -0.2, 0.6, 0.1])]
 SPREAD = [torch.tensor([[0.5, 2.0, 1.0], [0.1, 3.0, 1.5]]), torch.tensor([1.0, 0.2, 2.5, 0.7])]
 SIGNAL = float(sum(m.double().square().sum() for m in MEAN))  # |G|²
 VARIANCE = float(sum(s.double().square().sum() for s in SPREAD))  # tr Σ
-UNDEFINED = {"gradient_noise_scale": None, "gradient_snr": None}
+UNDEFINED = {"gradient_noise_scale": None, "gradient_snr": None, "variance_reduction": None}
 
 
-def estimates(
-    first: list[Tensor], whole: list[Tensor], first_count: int, count: int
-) -> tuple[float, float]:
-    """The estimates of |G|² and tr Σ inside the scale, which is only their ratio.
-
-    One more entry of the gradient that is c in every sample adds c² to the signal and nothing to
-    the noise; from the scales v / (s + c²) with two values of c follow s and v.
-    """
-    squares, scales = (50.0, 200.0), []
-    for square in squares:
-        entry = torch.tensor([math.sqrt(square)], dtype=torch.float64)
-        part = [*first, entry * first_count / count]
-        scales.append(
-            noise_metrics(part, [*whole, entry], first_count, count)["gradient_noise_scale"]
-        )
-    a, b = scales
-    signal = (b * squares[1] - a * squares[0]) / (a - b)
-    return signal, a * (signal + squares[0])
+def noise(first: list[Tensor], whole: list[Tensor], first_count: int, count: int):
+    """The metrics of one step, of which nobody knows what it would be without its baseline."""
+    return noise_metrics(half_noise(first, whole, first_count, count), None, 1.0, count)
 
 
 def sample_sums(count: int, generator: torch.Generator) -> list[Tensor]:
@@ -76,15 +60,15 @@ def test_signal_and_variance_are_estimated_without_bias(first_count, count):
         two = sample_sums(count - first_count, generator)
         first = [t / count for t in one]
         whole = [(a + b) / count for a, b in zip(one, two, strict=True)]
-        signal, variance = estimates(first, whole, first_count, count)
+        signal, variance = half_noise(first, whole, first_count, count)
         signals.append(signal)
         variances.append(variance)
         naive.append(float(sum(t.square().sum() for t in whole)))
 
     def errors(values: list[float], truth: float) -> float:
         """How many standard errors the mean is off."""
-        return abs(statistics.mean(values) - truth) * math.sqrt(len(values)) / statistics.stdev(
-            values
+        return (
+            abs(statistics.mean(values) - truth) * math.sqrt(len(values)) / statistics.stdev(values)
         )
 
     assert errors(signals, SIGNAL) < 3.5
@@ -99,7 +83,7 @@ def test_the_scale_is_the_ratio_of_the_two_by_hand():
     # g_1 = (3, 0) over 2 completions and g_2 = (1, 2) over 1; sums (6, 0) and (1, 2).
     first, whole = [torch.tensor([2.0, 0.0])], [torch.tensor([7 / 3, 2 / 3])]
     signal, variance = 3.0, (4.0 + 4.0) / (1 / 2 + 1 / 1)
-    found = noise_metrics(first, whole, 2, 3)
+    found = noise(first, whole, 2, 3)
     assert found["gradient_noise_scale"] == pytest.approx(variance / signal, rel=1e-6)
     assert found["gradient_snr"] == pytest.approx(3 * signal / variance, rel=1e-6)
 
@@ -119,18 +103,26 @@ def test_the_scale_is_the_ratio_of_the_two_by_hand():
 )
 def test_what_is_not_defined_is_none(first, whole, first_count, count):
     parts = [torch.tensor([value]) for value in first], [torch.tensor([value]) for value in whole]
-    assert noise_metrics(*parts, first_count, count) == UNDEFINED
-    assert noise_metrics([], [], 2, 4) == UNDEFINED
+    assert noise(*parts, first_count, count) == UNDEFINED
+    assert noise([], [], 2, 4) == UNDEFINED
 
 
 def test_bfloat16_gradients_are_added_up_in_full_precision():
     first, whole = torch.full((4096,), 0.5), torch.full((4096,), 1.25)
-    coarse = noise_metrics([first.bfloat16()], [whole.bfloat16()], 2, 4)
-    assert coarse == noise_metrics([first.double()], [whole.double()], 2, 4)
+    coarse = noise([first.bfloat16()], [whole.bfloat16()], 2, 4)
+    assert coarse == noise([first.double()], [whole.double()], 2, 4)
     assert coarse["gradient_noise_scale"] == pytest.approx(0.25 / 1.5, rel=1e-12)
 
 
-# --- which tensors are measured
+def test_what_a_baseline_does_to_the_variance_is_compared_at_equal_scale():
+    """A gradient shrunk to a half has a quarter of the variance, and that is no merit."""
+    found = noise_metrics((1.0, 6.0), (1.0, 8.0), 1.0, 10)
+    assert found["variance_reduction"] == pytest.approx(0.25)
+    shrunk = noise_metrics((0.25, 1.5), (1.0, 8.0), 0.5, 10)
+    assert shrunk["variance_reduction"] == pytest.approx(0.25)
+    assert noise_metrics((1.0, 16.0), (1.0, 8.0), 1.0, 10)["variance_reduction"] == -1.0
+    assert noise_metrics((1.0, 6.0), (1.0, 0.0), 1.0, 10)["variance_reduction"] is None
+    assert noise_metrics(None, (1.0, 8.0), 1.0, 10) == UNDEFINED
 
 
 def test_all_tensors_are_measured_where_they_fit(monkeypatch):
@@ -167,8 +159,6 @@ def test_halves_are_every_other_prompt_of_the_whole_step():
     assert torch.equal(torch.cat([halves(0, 3, 2), halves(3, 2, 2)]), one_process)
     assert halves(3, 1, 3).tolist() == [False] * 3
 
-
-# --- tallies
 
 P, G, T = 4, 2, 5
 B = P * G
@@ -289,8 +279,6 @@ def test_the_numbers_of_a_step_are_those_of_a_loop(tokens):
     places = [(i, t) for i in range(B) for t in range(lengths[i])]
     live = {i for i, t in places if weight(e.advantages, i, t)}
     assert live == {0, 1, 2, 4, 6, 7}
-    before = sum(weight(e.returns, i, t) ** 2 for i, t in places)
-    after = sum(weight(e.advantages, i, t) ** 2 for i, t in places)
     ratios, low, high = [], set(), set()
     for i in range(B):
         old, new = e.rollout.sampling_logprobs, moved(e)
@@ -310,7 +298,6 @@ def test_the_numbers_of_a_step_are_those_of_a_loop(tokens):
         {
             "effective_samples": 6,
             "effective_share": 6 / 8,
-            "variance_reduction": 1 - after / before,
             "sampler_gap_mean": sum(gaps) / len(gaps),
             "sampler_gap_max": max(gaps),
             "kl": sum(math.exp(-d) - 1 + d for d in differences) / len(places),
@@ -333,23 +320,9 @@ def test_numbers_that_nobody_counted_are_left_out_and_undefined_ones_are_none():
     assert signal_metrics(combine(found, as_row(found)), B) == {
         "effective_samples": 0.0,
         "effective_share": 0.0,
-        "variance_reduction": None,
         "sampler_gap_mean": None,
         "sampler_gap_max": None,
     }
-
-
-def test_a_return_of_a_completion_without_a_reward_does_not_count_as_reduced_variance():
-    """A KL in the reward gives such a row a return, though it never had a place in the loss."""
-    e = experience()
-    returns = e.returns.clone()
-    returns[3] = 7.0
-    assert signal(replace(e, returns=returns))["variance_reduction"] == pytest.approx(
-        signal(e)["variance_reduction"], rel=1e-12
-    )
-
-
-# --- the gap
 
 
 @pytest.mark.parametrize(

@@ -189,9 +189,6 @@ def same_bits(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
     return all(torch.equal(value, second[name]) for name, value in first.items())
 
 
-# --- off means off
-
-
 class Call:
     """One call of a policy module's forward."""
 
@@ -267,7 +264,7 @@ def forwards(subject: Subject, calls: list[Call]) -> tuple[Counter[str], int]:
         ({"entropy_coef": 0.1, "entropy_in": "loss"}, False, {}),
         ({"epsilon": 0.2}, False, {f"policy, {N} rows": 1}),
         ({"baseline": "linear_value"}, False, {f"policy, {P} rows": 1}),
-        ({"noise_every": 1}, False, {"gradient": 1}),
+        ({"noise_every": 1}, False, {"gradient": 3}),  # halves, with the baseline and without
     ],
 )
 def test_an_option_that_is_off_costs_no_forward_and_one_that_is_on_costs_its_own(
@@ -335,9 +332,6 @@ def test_an_option_that_is_off_changes_no_bit_of_the_weights(options, tiny):
 )
 def test_an_option_that_is_on_does(options, tiny):
     assert not same_bits(trained(tiny, **options), trained(tiny))
-
-
-# --- reductions
 
 
 def at_the_end(completion_ids, **kwargs):
@@ -453,8 +447,6 @@ def test_where_training_starts_there_is_no_divergence_and_no_pull(lora, where, t
     assert max(tiny.gap(pulled.moved, plain.moved)) > 1e-4
 
 
-# --- the KL divergence
-
 BETA = 0.7
 
 
@@ -538,11 +530,11 @@ def test_the_divergence_in_the_reward_is_paid_per_token_where_rewards_are(tiny):
     now = subject.logprobs(subject.before)
     paid = [token_worth(ids) for ids in subject.rollout.completion_lists()]
     for row, logprobs, ref in zip(paid, now, reference, strict=True):
-        row[-1] -= BETA * float((logprobs.detach() - ref).sum())  # what belongs to the whole comes last
+        row[-1] -= BETA * float(
+            (logprobs.detach() - ref).sum()
+        )  # what belongs to the whole comes last
     assert subject.gap(reinforce(now, centred([to_go(row, 0.5) for row in paid]))) < TIGHT
 
-
-# --- the entropy
 
 COEFFICIENT = 0.3
 
@@ -564,7 +556,7 @@ def test_the_entropy_acts_where_it_is_asked_for(where, reward, tiny):
         returns = [
             torch.tensor(
                 [
-                    sum(row[t:]) + bonus * COEFFICIENT * sum(float(h) for h in later[t + 1 :])
+                    sum(row[t:]) + bonus * COEFFICIENT * sum(h.item() for h in later[t + 1 :])
                     for t in range(len(row))
                 ],
                 dtype=torch.float64,
@@ -576,9 +568,6 @@ def test_the_entropy_acts_where_it_is_asked_for(where, reward, tiny):
     assert subject.gap(earned(where == "reward") + direct) < TIGHT
     for other in (earned(where != "reward") + direct, earned(True), earned(False)):
         assert subject.gap(other) > 1e-3
-
-
-# --- several steps on one sampling
 
 
 def naive_clipped(s: Subject, epsilon: float) -> tuple[Tensor, list[float], list[str]]:
@@ -708,9 +697,6 @@ def test_several_steps_go_through_a_whole_run_with_its_files(tiny, tmp_path):
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 4
 
 
-# --- rows and steps that teach nothing
-
-
 def test_rows_without_a_reward_have_no_advantage_with_rewards_per_token_either(tiny):
     def reward(completion_ids, **kwargs):
         return [None if i in (1, 6) else token_worth(r) for i, r in enumerate(completion_ids)]
@@ -727,9 +713,7 @@ def test_rows_without_a_reward_have_no_advantage_with_rewards_per_token_either(t
     ]
     advantages = []
     for i, row in enumerate(returns):
-        others = [
-            float(returns[j][0]) for j in range(N) if j // G == i // G and j not in (i, 1, 6)
-        ]
+        others = [float(returns[j][0]) for j in range(N) if j // G == i // G and j not in (i, 1, 6)]
         advantages.append(0 * row if i in (1, 6) else row - sum(others) / len(others))
     assert subject.gap(reinforce(now, advantages)) < TIGHT  # N stays
     assert [i for i, row in enumerate(stats.completions) if row["reward"] is None] == [1, 6]
@@ -795,9 +779,6 @@ def test_a_term_of_the_loss_acts_although_no_completion_has_an_advantage(options
     assert subject.gap(loss) < TIGHT
 
 
-# --- diagnostics of a step
-
-
 def test_the_noise_is_measured_every_so_many_steps_and_changes_the_gradient_by_rounding(tiny):
     plain, measured = (Subject(tiny, noise_every=every) for every in (0, 2))
     found = []
@@ -812,7 +793,8 @@ def test_the_noise_is_measured_every_so_many_steps_and_changes_the_gradient_by_r
 
 
 @pytest.mark.parametrize(
-    "options", [{"prompts_per_step": 5}, {"prompts_per_step": 6, "entropy_coef": 2.0, "entropy_in": "loss"}]
+    "options",
+    [{"prompts_per_step": 5}, {"prompts_per_step": 6, "entropy_coef": 2.0, "entropy_in": "loss"}],
 )
 def test_the_noise_scale_is_that_of_the_gradients_of_two_halves_of_the_prompts(options, tiny):
     def easy(completion_ids, **kwargs):  # a strong signal, so that the scale is defined
@@ -884,15 +866,35 @@ def test_every_number_of_a_step_has_a_name_that_rewards_cannot_take(tiny):
     assert set(stats.completions[0]) == set(COMPLETION_FIELDS)
 
 
-def test_the_share_of_the_weights_that_the_baseline_took_off_is_by_hand(tiny):
-    subject = Subject(tiny, by_token)
-    metrics = subject.step().metrics
-    returns = [to_go(token_worth(ids)) for ids in subject.rollout.completion_lists()]
-    before = sum(float(row @ row) for row in returns)
-    after = sum(float(row @ row) for row in centred(returns))
-    assert metrics["variance_reduction"] == pytest.approx(1 - after / before, rel=1e-9)
+def test_what_the_baseline_does_to_the_variance_is_measured_on_the_gradient_without_it(tiny):
+    """The same step with baseline none has the variance that the default is compared with."""
+    default, none = (
+        Subject(tiny, by_token, noise_every=1, baseline=name)
+        for name in ("prompt_leave_one_out", "none")
+    )
+    metrics, plain = default.step().metrics, none.step().metrics
+    assert default.rollout.completion_lists() == none.rollout.completion_lists()
+    assert plain["variance_reduction"] is None  # there is nothing to compare with
+    first, second = variances(default), variances(none)
+    assert metrics["variance_reduction"] == pytest.approx(1 - first / second, rel=1e-8)
     assert metrics["effective_samples"] == N
     assert metrics["effective_share"] == 1.0
+
+
+def variances(subject: Subject) -> float:
+    """tr Σ of a subject's step, from naive gradients of the two halves of its prompts."""
+    returns = [to_go(token_worth(ids)) for ids in subject.rollout.completion_lists()]
+    weights = returns if subject.trainer.config.baseline == "none" else centred(returns)
+    now = subject.logprobs(subject.before)
+    group = subject.rollout.num_generations
+    halves = []
+    for parity in (0, 1):
+        rows = [i for i in range(N) if (i // group) % 2 == parity]
+        loss = -sum((weights[i] * now[i]).sum() for i in rows) / len(rows)
+        gradient = subject.gradient(loss)
+        halves.append((torch.cat([g.flatten() for g in gradient.values()]), len(rows)))
+    (even, first), (odd, second) = halves
+    return float((even - odd).square().sum()) / (1 / first + 1 / second)
 
 
 def test_the_noise_may_be_measured_on_a_part_of_the_tensors(tiny, monkeypatch):

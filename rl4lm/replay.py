@@ -1,0 +1,239 @@
+"""Do a logged step again: from a checkpoint, through the logged completions, to its loss and norm.
+
+    rl4lm replay RUN_DIR --step N [--json]
+
+Nothing is sampled and no reward is called: completions and rewards are those of the log.
+Advantages, losses, gradients and updates are worked out anew by the code that trains, so that a log
+which this code would not write is found out, with the first step at which they part.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rl4lm.checkpoint import checkpoints, load_checkpoint
+from rl4lm.config import ReinforceConfig
+from rl4lm.console import Screen
+from rl4lm.errors import ConfigError, DataError
+from rl4lm.metrics import Stopwatch
+from rl4lm.options import read_yaml
+from rl4lm.trainer import ReinforceTrainer
+from rl4lm.types import Example, Experience, Rollout, Scores
+
+# Relative difference that rounding explains over some steps, by compute dtype.
+_TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4, torch.bfloat16: 5e-2}
+_PLACEHOLDER = "the reward is read from the log"
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """A step as it was logged and as it came out again."""
+
+    step: int
+    loss: float
+    loss_again: float
+    grad_norm: float
+    grad_norm_again: float
+    difference: float  # the larger relative difference of the two
+    agrees: bool
+
+
+@dataclass(frozen=True)
+class Replay:
+    """The steps that were done again, the one asked for last."""
+
+    start: str  # where the weights came from
+    tolerance: float
+    steps: tuple[Replayed, ...]
+
+    @property
+    def agrees(self) -> bool:
+        """Whether the step asked for came out as it was logged."""
+        return self.steps[-1].agrees
+
+    @property
+    def first_disagreement(self) -> int | None:
+        """The first step that came out otherwise than logged, None if all agree."""
+        return next((step.step for step in self.steps if not step.agrees), None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "start": self.start,
+            "tolerance": self.tolerance,
+            "agrees": self.agrees,
+            "first_disagreement": self.first_disagreement,
+            "steps": [asdict(step) for step in self.steps],
+        }
+
+
+def replay(run: Path, step: int) -> Replay:
+    """Recompute the loss and the gradient norm of a logged step.
+
+    Args:
+        run: a run directory with config.yaml, metrics.jsonl and completions/.
+        step: counted from 1, as in the log.
+
+    Returns:
+        Every step from the nearest earlier checkpoint, or the run's start, up to the one asked for.
+
+    Raises:
+        DataError: no run there, or no such step in its log.
+        ConfigError: neither the start nor a checkpoint early enough can be had again.
+    """
+    config, given = _read_config(run / "config.yaml")
+    logged = _read_metrics(run / "metrics.jsonl")
+    if step not in logged:
+        known = f"steps 1 to {max(logged)}" if logged else "no step"
+        raise DataError(f"step {step} is not in the log of {str(run)!r}, which holds {known}")
+    start, path = _start(run, config, given, step)
+    window = config.num_iterations
+    first = start - start % window
+    pages = {k: _read_rows(run, k) for k in range(first + 1, step + 1, window)}
+    trainer = _trainer(config, next(iter(pages.values())))
+    where = "the start of the run"
+    if path is not None:
+        trainer.learner.load_state_dict(load_checkpoint(path, trainer.policy))
+        where = path.name
+    tolerance = _TOLERANCE[trainer.policy.compute_dtype]
+    done = []
+    experience: Experience | None = None
+    for k in range(start + 1, step + 1):
+        fresh = k in pages
+        if fresh:
+            experience = _experience(trainer, config, pages[k])
+        assert experience is not None
+        found = trainer.learner.learn(experience, fresh, Stopwatch()).metrics
+        done.append(_compare(k, logged[k], found, tolerance))
+    return Replay(where, tolerance, tuple(done))
+
+
+def _read_config(path: Path) -> tuple[ReinforceConfig, list[str]]:
+    """The resolved configuration, and the notes on what was given in Python instead."""
+    if not path.exists():
+        raise DataError(f"{str(path.parent)!r} holds no run: there is no config.yaml")
+    config = ReinforceConfig(**read_yaml(str(path)))
+    notes = [line[2:] for line in path.read_text(encoding="utf-8").splitlines() if line[:2] == "# "]
+    return config, [note for note in notes if " given in Python" in note]
+
+
+def _read_metrics(path: Path) -> dict[int, Row]:
+    return {row["step"]: row for row in _read_lines(path)}
+
+
+def _read_rows(run: Path, step: int) -> list[Row]:
+    """The completions that were drawn in a step."""
+    return _read_lines(run / "completions" / f"step-{step:06d}.jsonl")
+
+
+def _read_lines(path: Path) -> list[Row]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        return [json.loads(line) for line in lines]
+    except (OSError, ValueError) as error:
+        raise DataError(f"{str(path)!r} cannot be read: {error}") from error
+
+
+def _start(
+    run: Path, config: ReinforceConfig, given: Sequence[str], step: int
+) -> tuple[int, Path | None]:
+    """Steps done at the nearest earlier place to begin from, and its checkpoint; None is step 0."""
+    saved = checkpoints(run)
+    early = [done for done in saved if done < step]
+    if early:
+        return max(early), saved[max(early)]
+    # A model or an adapter that came as an object is nowhere to be had again.
+    objects = [note for note in given if note.startswith(("model ", "peft_config "))]
+    if not objects:
+        return 0, None
+    listed = ", ".join(path.name for path in saved.values()) or "none"
+    raise ConfigError(
+        f"step {step} lies before every checkpoint (there are: {listed}), and the run's start "
+        f"cannot be made again: {objects[0]}; replay a step after a checkpoint, or name the model "
+        "by --model_name_or_path in the run"
+    )
+
+
+def _trainer(config: ReinforceConfig, rows: Sequence[Row]) -> ReinforceTrainer:
+    """A trainer as the run had it; prompts and rewards come from the log."""
+
+    def never_called(completions: Any, **_: Any) -> Any:
+        raise AssertionError(_PLACEHOLDER)
+
+    settings = replace(
+        config,
+        output_dir=None,
+        eval_samples=0,
+        accuracy_func=None,
+        reward_weights=None,
+        max_prompt_length=None,
+    )
+    return ReinforceTrainer(
+        reward_funcs=never_called,
+        args=settings,
+        train_dataset=[{config.prompt_column: row["prompt"]} for row in rows],
+        screen=Screen(quiet=True),
+    )
+
+
+def _experience(
+    trainer: ReinforceTrainer, config: ReinforceConfig, rows: Sequence[Row]
+) -> Experience:
+    """The experience of a logged step: its completions, their rewards, advantages anew."""
+    gatherer, state = trainer.learner.gatherer, trainer.learner.state
+    group = config.num_generations
+    rollout = Rollout.from_lists(
+        [row["prompt_ids"] for row in rows],
+        [row["completion_ids"] for row in rows],
+        num_generations=group,
+        ended=[not row["truncated"] for row in rows],
+    )
+    # Those of sampling were not logged token by token; the same policy gives them again.
+    logprobs = trainer.policy.completion_logprobs(
+        rollout, config.temperature, config.max_tokens_per_micro_batch
+    )
+    rollout = replace(rollout, sampling_logprobs=logprobs)
+    examples = [Example(row["prompt_id"], row["prompt"], {}) for row in rows[::group]]
+    keys = [int(row["prompt_id"].rpartition("-")[2]) for row in rows[::group]]
+    texts = [row["completion"] for row in rows]
+    experience, baseline_state = gatherer.centre(
+        keys, examples, rollout, texts, _scores(rows, group), state.baseline_state
+    )
+    trainer.learner.state = replace(state, baseline_state=baseline_state)
+    return experience
+
+
+def _scores(rows: Sequence[Row], group: int) -> Scores:
+    shape = (len(rows) // group, group)
+    rewards = [math.nan if row["reward"] is None else row["reward"] for row in rows]
+    values = torch.tensor(rewards, dtype=torch.float64).reshape(shape)
+    per_token = None
+    if "token_rewards" in rows[0]:
+        width = max(len(row["token_rewards"]) for row in rows)
+        padded = [
+            row["token_rewards"] + [0.0] * (width - len(row["token_rewards"])) for row in rows
+        ]
+        per_token = torch.tensor(padded, dtype=torch.float64)
+    return Scores(
+        rewards=values.nan_to_num(nan=0.0), valid=~values.isnan(), parts={}, token_rewards=per_token
+    )
+
+
+def _compare(step: int, logged: Row, found: Mapping[str, Any], tolerance: float) -> Replayed:
+    pairs = [(logged[name], found[name]) for name in ("loss", "grad_norm")]
+    difference = max(_relative(a, b) for a, b in pairs)
+    (loss, loss_again), (norm, norm_again) = pairs
+    return Replayed(step, loss, loss_again, norm, norm_again, difference, difference <= tolerance)
+
+
+def _relative(a: float, b: float) -> float:
+    size = max(abs(a), abs(b))
+    return abs(a - b) / size if size else 0.0
