@@ -274,9 +274,12 @@ def verify(argv: Sequence[str]) -> None:
     from rl4lm.errors import VerificationError
     from rl4lm.verify import every_case
     from rl4lm.verify import verify as check
+    from rl4lm.world import World
 
     quiet_libraries()
+    world = World()
     screen = Screen(stderr=namespace.json)
+    screen.only_if(world.is_main)
     if namespace.all:
         reports = []
         for case, token_rewards in every_case(config):
@@ -285,7 +288,7 @@ def verify(argv: Sequence[str]) -> None:
     else:
         reports = [check(config, namespace.token_rewards).to_dict()]
         screen.verification(reports[0])
-    if namespace.json:
+    if namespace.json and world.is_main:
         _print_json(reports if namespace.all else reports[0])
     failed = sum(report["verdict"] == "failed" for report in reports)
     if namespace.all:
@@ -294,6 +297,7 @@ def verify(argv: Sequence[str]) -> None:
             f"{len(reports)} sets of options: {exact} exact, {len(reports) - exact - failed} with "
             f"another objective, as documented, {failed} failed"
         )
+    world.close()
     if failed:
         raise VerificationError(f"{failed} of {len(reports)} sets of options failed")
 

@@ -277,6 +277,8 @@ def _options_line(options: Mapping[str, Any]) -> str:
     told += [f"KL {options['beta']:g} in {options['kl_in']}"] if options["beta"] else []
     if options["entropy_coef"]:
         told.append(f"entropy {options['entropy_coef']:g} in {options['entropy_in']}")
+    if options["processes"] > 1:
+        told.append(f"{options['processes']} processes")
     if options["num_iterations"] > 1 or options["epsilon"] is not None:
         told.append(f"{options['num_iterations']} updates with a clip")
     return ", ".join(told)

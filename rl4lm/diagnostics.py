@@ -79,13 +79,13 @@ def tally_gap(rollout: Rollout, logprobs: Tensor) -> Tally:
 
 
 def tally_kl(e: Experience) -> Tally:
-    """Estimates of the KL divergence to the reference, by the samples."""
-    mask, sampled = e.rollout.completion_mask, e.rollout.sampling_logprobs.double()
+    """Estimates of the KL divergence to the reference, of the policy that sampled."""
+    mask, policy = e.rollout.completion_mask, e.policy_logprobs.double()
     reference = e.reference_logprobs.double()
     return Tally(
         {
-            "kl_k3": float(k3(sampled, reference, mask).sum()),
-            "kl_k1": float(k1(sampled, reference, mask).sum()),
+            "kl_k3": float(k3(policy, reference, mask).sum()),
+            "kl_k1": float(k1(policy, reference, mask).sum()),
             "kl_tokens": float(mask.sum()),
         },
         {},

@@ -132,8 +132,8 @@ class Gatherer:
         Returns:
             The experience, and the baseline's state after it.
         """
-        reference = self.reference_logprobs(rollout)
-        returns = self.returns(rollout, scores, reference)  # [B] or [B, T]
+        policy, reference = self.policy_logprobs(rollout), self.reference_logprobs(rollout)
+        returns = self.returns(rollout, scores, policy, reference)  # [B] or [B, T]
         from_start = returns if returns.dim() == 1 else returns[:, 0]
         measures = self._world.gather(pack(rollout, scores, from_start))  # [P, G, 6 + K]
         baseline, new_state = self.baseline(
@@ -148,21 +148,31 @@ class Gatherer:
             measures=measures,
             returns=returns,
             advantages=_advantages(returns, mine, scores.valid.flatten(), rollout.completion_mask),
+            policy_logprobs=policy,
             reference_logprobs=reference,
             num_completions=baseline.numel(),
             first_completion=self._share.start * rollout.num_generations,
         )
         return experience, new_state
 
-    def returns(self, rollout: Rollout, scores: Scores, reference: Tensor) -> Tensor:
+    def returns(
+        self, rollout: Rollout, scores: Scores, policy: Tensor, reference: Tensor
+    ) -> Tensor:
         """What the baselines and the gradient see of each completion.
 
         The reward less β times the log-ratio to the reference (`kl_in` in the reward), as one
         number float64 [B]. Where anything is paid per token, a reward, the KL or the entropy, or
         where γ < 1, the returns-to-go of every token, [B, T]; what belongs to the whole completion
         is paid at its last token then.
+
+        Args:
+            rollout: the completions.
+            scores: of them.
+            policy: log π [B, T] of the policy that sampled.
+            reference: log π_ref [B, T]; not read where there is no KL.
         """
-        mask, penalty = rollout.completion_mask, self._penalty(rollout, reference)
+        mask = rollout.completion_mask
+        penalty = self._penalty(policy, reference, mask)
         if scores.token_rewards is None and not self._paid_per_token:
             return scores.rewards.flatten() - penalty.sum(dim=1)
         paid = scores.token_rewards
@@ -183,13 +193,11 @@ class Gatherer:
     def _rewards_entropy(self) -> bool:
         return bool(self._config.entropy_coef) and self._config.entropy_in == "reward"
 
-    def _penalty(self, rollout: Rollout, reference: Tensor) -> Tensor:
+    def _penalty(self, policy: Tensor, reference: Tensor, mask: Tensor) -> Tensor:
         """β (log π - log π_ref) of every token, float64 [B, T]; 0 unless the reward pays for it."""
-        mask = rollout.completion_mask
         if not self._config.beta or self._config.kl_in not in ("reward", "token_reward"):
             return torch.zeros(mask.shape, dtype=torch.float64)
-        sampled = rollout.sampling_logprobs.double()
-        return self._config.beta * k1(sampled, reference.double(), mask)
+        return self._config.beta * k1(policy.double(), reference.double(), mask)
 
     def _bonus(self, rollout: Rollout) -> Tensor:
         """What each token earns by the entropy of the one after it, float64 [B, T]."""
@@ -200,6 +208,19 @@ class Gatherer:
             rollout, self._config.temperature, self._config.max_tokens_per_micro_batch
         )
         return self._config.entropy_coef * after_each_token(entropies.double(), mask)
+
+    def policy_logprobs(self, rollout: Rollout) -> Tensor:
+        """log π of completions that the policy as it is has drawn, [B, T].
+
+        Where there is a KL, by a forward pass like the reference's: against the log-probs of
+        sampling, a policy that is the reference would be 1e-7 away from it, and AdamW would make a
+        whole step of that where no reward has anything to say.
+        """
+        if self._reference is None:
+            return rollout.sampling_logprobs
+        return self._policy.completion_logprobs(
+            rollout, self._config.temperature, self._config.max_tokens_per_micro_batch
+        )
 
     def reference_logprobs(self, rollout: Rollout) -> Tensor:
         """log π_ref of completions, [B, T]; [B, 0] where there is no KL."""

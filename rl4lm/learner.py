@@ -152,8 +152,7 @@ class Learner:
         """∇L of an experience into ``.grad``, and this process's numbers about it."""
         epsilon = self._config.resolved_epsilon
         # With an importance ratio the weights depend on the policy as it is now: one more pass.
-        sampled = e.rollout.sampling_logprobs.double()
-        logprobs = sampled if epsilon is None else self._logprobs(e.rollout)
+        logprobs = (e.policy_logprobs if epsilon is None else self._logprobs(e.rollout)).double()
         tally = Tally({"loss": float(self._loss(e)(logprobs, torch.zeros_like(logprobs)))}, {})
         tally |= tally_advantages(e)
         if epsilon is not None:
@@ -178,7 +177,7 @@ class Learner:
     def _logprobs(self, rollout: Rollout) -> Tensor:
         return self._policy.completion_logprobs(
             rollout, self._config.temperature, self._config.max_tokens_per_micro_batch
-        ).double()
+        )
 
     def _backward(self, rollout: Rollout, weights: TokenWeights) -> Tensor:
         """∇ of the weighted sum into ``.grad``, over all processes; returns the log-probs met."""

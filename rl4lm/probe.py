@@ -7,6 +7,7 @@ product, one whose attention cannot be padded or cached, an adapter that receive
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -24,6 +25,14 @@ from rl4lm.types import Rollout
 
 _PROMPT_LENGTHS = (2, 7)
 _COMPLETION_LENGTH = 5
+_WHY_OFF = (
+    "state-space layers, bidirectional attention and models without position ids or an attention "
+    "mask do this"
+)
+_WHY_NAN = (
+    "eager attention in float64 does this on padding; try --attn_implementation sdpa or --dtype "
+    "float32"
+)
 _GRADIENT_TOLERANCE = 1e-3  # difference of norms, as a share of the largest one
 
 
@@ -160,8 +169,7 @@ def _check_decoding(policy: Policy, prompts: list[list[int]], reference: Tensor)
         raise ModelError(
             f"{_name(policy)} cannot be served by the generation loop: with left-padded prompts "
             f"and a cache its log-probabilities are off by {gap:.2g} from a plain forward pass "
-            "(state-space layers, bidirectional attention and models without position ids or an "
-            "attention mask do this)"
+            f"({_WHY_NAN if math.isnan(gap) else _WHY_OFF})"
         )
 
 

@@ -191,7 +191,9 @@ class Testbed:
             examples, self.trainer.policy.codec.decode(ids), ids, self.learner.context()
         )
         gatherer = self.learner.gatherer
-        returns = gatherer.returns(self.rollout, scores, gatherer.reference_logprobs(self.rollout))
+        policy = gatherer.policy_logprobs(self.rollout)
+        reference = gatherer.reference_logprobs(self.rollout)
+        returns = gatherer.returns(self.rollout, scores, policy, reference)
         if returns.dim() == 1:
             returns = torch.where(self.rollout.completion_mask, returns[:, None], 0.0)
         return returns.view(self.truth.logprobs.shape), scores
@@ -230,13 +232,15 @@ class Testbed:
             measures=torch.zeros(0),
             returns=torch.zeros(rows),
             advantages=torch.zeros(rows),
+            policy_logprobs=self.rollout.sampling_logprobs,
             reference_logprobs=self.learner.gatherer.reference_logprobs(self.rollout),
             num_completions=self.config.completions_per_step,
             first_completion=0,
         )
         sampled = self.rollout.sampling_logprobs
         weights = token_weights(total(terms, experience), sampled, torch.zeros_like(sampled))
-        times = slots.flatten()[:, None]
+        # Every process hands in all rows here, and their gradients are summed.
+        times = slots.flatten()[:, None] / self.trainer.world.size
         expected = replace(
             weights, logprobs=times * weights.logprobs, entropies=times * weights.entropies
         )
@@ -344,7 +348,7 @@ class Testbed:
             exact = self.truth.logprobs[p, o[rows]][:, : drawn.sampling_logprobs.shape[1]]
             gap = float((drawn.sampling_logprobs[rows] - exact).abs().max())
             found.append(Draws(o[rows], self.truth.probability[p], gap))
-        return found
+        return self.trainer.world.gather_lists(found)
 
     def variances(self) -> dict[str, float]:
         """Variance of a step's gradient with each baseline, over its scale², relative to `none`."""

@@ -196,6 +196,8 @@ class Experience:
     measures: Tensor  # float64 [P, G, 6 + K] of the whole step, see `rl4lm.metrics.pack`
     returns: Tensor  # float64 [B], or [B, T] where tokens are paid one by one
     advantages: Tensor  # like returns, less the baseline; 0 where no reward applied
+    policy_logprobs: Tensor  # float [B, T], log π of the policy that sampled; where there is a KL
+    #                          by the same kind of pass as the reference's, else as sampled
     reference_logprobs: Tensor  # float [B, T], log π_ref; [B, 0] where there is no KL
     num_completions: int  # N, of the whole step over all processes
     first_completion: int  # place of this process's first completion among those N

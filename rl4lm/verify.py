@@ -113,7 +113,7 @@ def verify(config: ReinforceConfig, token_rewards: bool = False, variances: bool
     ]
     failed = not all(check.passed for check in checks)
     return Report(
-        options=_shown(setting, token_rewards),
+        options={**_shown(setting, token_rewards), "processes": bench.trainer.world.size},
         verdict="failed" if failed else "another objective" if why else "exact",
         objective=_objective(setting, token_rewards),
         scale=scale,

@@ -197,6 +197,7 @@ def experience(tokens: bool = False) -> Experience:
         measures=torch.zeros(P, G, 6, dtype=torch.float64),
         returns=returns,
         advantages=advantages,
+        policy_logprobs=sampled,
         reference_logprobs=torch.where(mask, sampled + 0.4 * draw(B, T), NAN),
         num_completions=B,
         first_completion=0,
@@ -222,6 +223,7 @@ def part(e: Experience, start: int, end: int) -> Experience:
         scores=replace(e.scores, rewards=e.scores.rewards[p], valid=e.scores.valid[p]),
         returns=e.returns[b],
         advantages=e.advantages[b],
+        policy_logprobs=e.policy_logprobs[b],
         reference_logprobs=e.reference_logprobs[b],
         first_completion=start * G,
     )

@@ -12,12 +12,13 @@ from __future__ import annotations
 import copy
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from peft import LoraConfig
 from tokenizers import Tokenizer, decoders, models
 from torch import Tensor, nn
@@ -56,7 +57,7 @@ G = 4
 PROMPTS = ["t1 t2", "t5", "t7 t3 t9 t0 t4", "t4 t4 t8"]  # t0 is both end token and padding
 P = len(PROMPTS)
 N = P * G
-SPLITS = (1, 12, 40, 10**6)  # padded tokens of a micro-batch: one row each, some, some more, all
+SPLITS = (1, 20, 60, 10**6)  # padded tokens of a micro-batch: one row each, some, some more, all
 
 
 def worth(ids: Sequence[int]) -> float:
@@ -69,10 +70,10 @@ def by_completion(completion_ids, **kwargs):
 
 
 def with_idle_rows(prompts, completion_ids, **kwargs):
-    """All completions of one prompt earn the same; the first of the step has no reward at all."""
+    """All completions of one prompt earn the same; the last of the step has no reward at all."""
     values = zip(prompts, completion_ids, strict=True)
     found: list[float | None] = [1.0 if p == "t5" else worth(ids) for p, ids in values]
-    return [None, *found[1:]]
+    return [*found[:-1], None]
 
 
 class Run:
@@ -148,14 +149,12 @@ class Run:
         self.moved = {name: (old[name] - new) / rate for name, new in self.weights().items()}
         return stats
 
-    def naive(self, advantages: Tensor | None = None, **options: Any) -> dict[str, Tensor]:
+    def naive(self, advantages: Tensor | None = None) -> dict[str, Tensor]:
         """∇L of the last step by a loop over single sequences, with advantages made by hand."""
         if advantages is None:
             advantages = leave_one_out(self.experience.scores)
         temperature = self.trainer.config.temperature
-        return self.tiny.naive_gradient(
-            self.before, self.rollout, advantages, temperature, **options
-        )
+        return self.tiny.naive_gradient(self.before, self.rollout, advantages, temperature)
 
     def gap(self, expected: dict[str, Tensor] | None = None) -> float:
         return max(self.tiny.gap(self.moved, expected or self.naive()))
@@ -211,16 +210,19 @@ def test_one_update_is_the_same_for_every_split_into_micro_batches(architecture,
     """trl#3021, verl#5625, verl PR#906, verl PR#5641: the loss of a micro-batch was divided by
     its own rows or tokens, so quality fell with the number of accumulated parts. Here with uneven
     lengths, a prompt without advantage, a row without reward, and equal rows merged into one."""
-    model = tiny.build_model(architecture, vocabulary=VOCABULARY, dtype=torch.float64)
+    model = tiny.build_model(architecture, vocabulary=VOCABULARY, dtype=torch.float64, std=0.2)
+    options = {"num_generations": 8, "stop_token_ids": [3]}
     counts = []
     for budget in SPLITS:
-        run = Run(tiny, with_idle_rows, copy.deepcopy(model), max_tokens_per_micro_batch=budget)
+        options["max_tokens_per_micro_batch"] = budget
+        run = Run(tiny, with_idle_rows, copy.deepcopy(model), **options)
         shapes.clear()
         stats = run.step()
         counts.append(len(shapes))
-        assert len(set(run.rollout.lengths.tolist())) > 2
-        assert stats.metrics["effective_samples"] < N - G
+        assert len(set(run.rollout.lengths.tolist())) > 3
+        assert 12 < stats.metrics["effective_samples"] <= 8 * (P - 1) - 1
         assert run.gap() < TIGHT, budget
+    assert stats.metrics["effective_samples"] > counts[0], "some rows are equal"
     assert counts[0] > counts[1] > counts[2] > counts[3] == 1
 
 
@@ -236,8 +238,8 @@ def test_a_denominator_of_the_micro_batch_would_be_noticed(factor, tiny, monkeyp
     assert run.gap() > NOTICED
 
 
-@pytest.mark.parametrize("budget", [1, 23, 10**6])
-@pytest.mark.parametrize("iterations", [1, 2, 3])
+@pytest.mark.parametrize("budget", [1, 23])
+@pytest.mark.parametrize("iterations", [1, 3])
 def test_updates_on_one_sampling_keep_their_scale(budget, iterations, tiny):
     """trl PR#6024: losses were scaled 0.5 or 4 times where the updates on one sampling were not
     as many as the accumulated parts."""
@@ -334,14 +336,13 @@ def test_nobody_divides_by_the_group_or_by_the_accumulation_a_second_time(tiny, 
     options = {"temperature": TEMPERATURE, "dtype": "float64"}
     assert worst(tiny.build_trainer(copy.deepcopy(model), **options)) < TIGHT
     monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    parts = Accelerator(cpu=True).gradient_accumulation_steps
+    assert parts == 4, "accelerate reads another variable now"
     accumulating = tiny.build_trainer(model, **options)
-    accelerator = accumulating.world._accelerator
-    assert accelerator.gradient_accumulation_steps == 4, "accelerate reads another variable now"
     assert worst(accumulating) < TIGHT
-    # The bug: every backward through accelerate.
-    monkeypatch.setattr(Tensor, "backward", lambda loss: accelerator.backward(loss), raising=True)
-    plain = torch.autograd.backward
-    monkeypatch.setattr(type(accelerator), "backward", lambda self, loss: plain(loss / 4))
+    # The bug: what `accelerator.backward` does.
+    backward = Tensor.backward
+    monkeypatch.setattr(Tensor, "backward", lambda loss: backward(loss / parts))
     assert worst(accumulating) > NOTICED
 
 
@@ -475,7 +476,7 @@ def test_what_is_shown_of_a_step_says_whether_it_learns(tiny, capsys):
         def on_step_end(self, state, stats):
             heard.append(stats)
 
-    run = Run(tiny, logging_steps=1, max_steps=3)
+    run = Run(tiny, logging_steps=1, max_steps=3, learning_rate=1e-3)
     run.trainer.screen = Screen(logging_steps=1)
     run.trainer._callbacks.append(Listener())
     run.trainer.train()
@@ -691,10 +692,11 @@ def test_the_temperature_is_in_the_sampling_log_probs_too(
 ):
     """trl#4159: a temperature other than 1 was missing from the sampler's log-probs. Here also
     where the head caps or scales its logits first."""
-    model = tiny.build_model(architecture, vocabulary=VOCABULARY, dtype=torch.float64)
-    run = Run(tiny, model=model, temperature=temperature)
+    exact = architecture == "gpt2"  # the norms of the others compute in float32 anyhow
+    dtype, limit = (torch.float64, 1e-12) if exact else (torch.float32, 1e-4)
+    model = tiny.build_model(architecture, vocabulary=VOCABULARY, dtype=dtype)
+    run = Run(tiny, model=model, temperature=temperature, dtype="float64" if exact else "float32")
     stats = run.step()
-    limit = 1e-12 if architecture == "gpt2" else 1e-5  # their norms compute in float32
     table = tiny.naive_table(run.before, run.rollout, temperature)
     assert float((run.rollout.sampling_logprobs - table).abs().max()) < limit
     assert stats.metrics["sampler_gap_max"] < limit
@@ -702,7 +704,7 @@ def test_the_temperature_is_in_the_sampling_log_probs_too(
     monkeypatch.setattr(sampling, "log_softmax", lambda logits, t: plain(logits, 1.0))
     broken = run.learner.step().metrics
     assert broken["sampler_gap_max"] > 0.05
-    assert gap_is_suspicious(broken, torch.float64)
+    assert gap_is_suspicious(broken, dtype)
 
 
 @pytest.mark.parametrize(
@@ -973,25 +975,24 @@ OTHERS_SEEN = {
 def test_every_sample_counts_in_the_mean(name, tiny, monkeypatch):
     """PipelineRL PR#54: only the first rollout was used for the mean, and "the whole thing still
     kinda works". Here one reward after the other is raised by 1: it must lower the advantage of
-    exactly those that it is compared with, and a mean over the first fails `verify`."""
+    exactly those that are compared with it."""
     expected = [(i, j) for i in range(N) for j in range(N) if i != j and OTHERS_SEEN[name](i, j)]
-    assert compared(tiny, name) == expected
-    config = ReinforceConfig(num_generations=3, baseline=name)
-    assert verify(config, variances=False).verdict != "failed"
+    assert compared(tiny, name, range(N)) == expected
 
     def first_only(rewards, inputs, state):
         return rewards[..., :1].expand_as(rewards), state
 
     monkeypatch.setitem(BASELINES, name, first_only)
-    assert compared(tiny, name) != expected
-    # With the first sample for the mean of its prompt the expectation is (G-1)/G of the gradient
-    # all the same: "kinda works", with a larger variance, and only the count above can tell.
-    seen = "exact" if name == "prompt_mean" else "failed"
-    assert verify(config, variances=False).verdict == seen
+    assert compared(tiny, name, range(G)) != [(i, j) for i, j in expected if j < G]
+    if name.startswith("prompt_"):
+        # With the first sample for the mean of its prompt the expectation is (G-1)/G of the
+        # gradient, which is just what `prompt_mean` states: there only the count above can tell.
+        found = verify(ReinforceConfig(num_generations=2, baseline=name), variances=False)
+        assert found.verdict == ("exact" if name == "prompt_mean" else "failed")
 
 
-def compared(tiny: Any, baseline: str) -> list[tuple[int, int]]:
-    """The pairs (i, j) of which i loses advantage when the reward of j is raised by 1."""
+def compared(tiny: Any, baseline: str, others: Iterable[int]) -> list[tuple[int, int]]:
+    """The pairs (i, j) of which i loses advantage when the reward of j in `others` is raised."""
     raised: list[int] = []
 
     def reward(completion_ids, **kwargs):
@@ -1006,7 +1007,7 @@ def compared(tiny: Any, baseline: str) -> list[tuple[int, int]]:
         return run.experience.advantages
 
     before, pairs = advantages(), []
-    for j in range(N):
+    for j in others:
         raised[:] = [j]
         change = advantages() - before
         pairs += [(i, j) for i in range(N) if i != j and change[i] < -1e-6]
@@ -1028,8 +1029,7 @@ def test_a_group_of_one_is_not_compared_with_itself(name, tiny):
     by_hand = (rewards - rewards.mean()) * P / (P - 1)
     assert run.gap(run.naive(by_hand)) < TIGHT
     assert stats.metrics["updated"]
-    # The bug, with the configuration's refusal taken away.
-    object.__setattr__(run.trainer.config, "baseline", "prompt_mean")
+    # The bug, behind the back of the configuration.
     run.learner.gatherer.baseline = BASELINES["prompt_mean"]
     broken = run.learner.step()
     assert broken.metrics["effective_samples"] == 0
@@ -1088,6 +1088,23 @@ def test_a_weight_on_the_kl_moves_the_model_by_the_kl_alone_only_towards_the_ref
     paid = -0.3 * (now - then).sum(dim=1).view(P, G)
     valid = torch.ones(P, G, dtype=torch.bool)
     assert run.gap(run.naive(leave_one_out(Scores(paid, valid, {})))) < TIGHT
+
+
+@pytest.mark.parametrize("kl_in", ["reward", "token_reward", "loss"])
+def test_at_the_reference_equal_rewards_move_no_weight_with_adam_either(kl_in, tiny):
+    """There is nothing to learn: the policy is the reference, and all earned the same. What is
+    left is the rounding between cached and uncached log-probs, 1e-7 in float32, and AdamW divides
+    a gradient by its own size: it must not become a step of the whole learning rate."""
+    run = Run(
+        tiny,
+        lambda completions, **kwargs: [0.3] * len(completions),
+        tiny.build_model("gpt2", vocabulary=VOCABULARY),
+        **{"dtype": "float32", "optim": "adamw", "learning_rate": 1e-3, "beta": 0.1},
+        kl_in=kl_in,
+    )
+    run.step()
+    rates = max(float(part.abs().max()) for part in run.moved.values())
+    assert rates < 0.01, f"a weight moved by {rates:.2f} of the learning rate"
 
 
 def test_an_estimator_of_the_kl_that_does_not_follow_it_is_refused(tiny):
