@@ -21,16 +21,19 @@ _TABLE_ROWS = 5
 _WARNINGS_SHOWN = 3  # of each kind that may come with every step
 _SCORE_ROWS = 20
 _PLAIN_WIDTH = 120  # columns of a table in a file
-# Metric -> how the progress line shows it.
+# Metric -> how the progress line shows it, what matters most first.
 _PROGRESS: Mapping[str, Callable[[float], str]] = {
-    "kl": "kl {:.3f}".format,
-    "effective_share": "live {:.0%}".format,
-    "variance_reduction": lambda value: f"variance {-value:+.0%}",
-    "gradient_snr": "snr {:.2g}".format,
-    "sampler_gap_max": "gap {:.0e}".format,
     "tokens_per_second": "{:,.0f} tok/s".format,
+    "effective_share": "live {:.0%}".format,
+    "gradient_snr": "snr {:.2g}".format,
+    "kl": "kl {:.3f}".format,
+    "variance_reduction": lambda value: f"variance {-value:+.0%}",
+    "gradient_noise_scale": "noise scale {:.0f}".format,
+    "sampler_gap_mean": "gap {:.0e}".format,
+    "sampler_gap_max": "max gap {:.0e}".format,
 }
-_SELDOM = ("variance_reduction", "gradient_snr")
+_BAR_WIDTH = 45  # columns that the bar, the step and the time left need on a terminal
+_SELDOM = ("variance_reduction", "gradient_snr", "gradient_noise_scale")
 _NUMBERS_WIDTH = 42  # columns that a table of completions needs besides prompt and completion
 
 
@@ -92,8 +95,12 @@ class Screen:
         """Show the numbers of a finished step; `step` counts from 1."""
         measured = {name: metrics.get(name) for name in _SELDOM}
         self._seldom |= {name: value for name, value in measured.items() if value is not None}
-        numbers = _numbers({**metrics, **self._seldom})
+        parts = _numbers({**metrics, **self._seldom})
+        numbers = "  ".join(parts)
         if self._progress is not None:
+            room = self._console.width - _BAR_WIDTH
+            while len(numbers) > room and len(parts) > 1:
+                numbers = "  ".join(parts := parts[:-1])
             self._progress.update(self._task, completed=step, numbers=numbers)
         elif step % self._logging_steps == 0 or step in (1, self._total):
             elapsed = time.monotonic() - self._started
@@ -316,7 +323,7 @@ def _value(name: str, value: float | None) -> str:
     return f"{value:.3f}" if name == "reward" else f"{value:.1f}"
 
 
-def _numbers(metrics: Mapping[str, float | None]) -> str:
+def _numbers(metrics: Mapping[str, float | None]) -> list[str]:
     """The numbers of the progress line; those that are not defined are left out."""
     reward = metrics["reward"]
     parts = [f"reward {'none' if reward is None else f'{reward:.3f}'}"]
@@ -324,7 +331,7 @@ def _numbers(metrics: Mapping[str, float | None]) -> str:
         value = metrics.get(name)
         if value is not None:
             parts.append(show(value))
-    return "  ".join(parts)
+    return parts
 
 
 def _clock(seconds: float) -> str:

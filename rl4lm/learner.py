@@ -16,15 +16,13 @@ import torch
 from torch import Tensor
 
 from rl4lm.assembly import Task
+from rl4lm.backward import Backward
 from rl4lm.baselines import SCALES
 from rl4lm.config import ReinforceConfig
 from rl4lm.diagnostics import (
     Tally,
     as_row,
     combine,
-    half_noise,
-    halves,
-    measured_tensors,
     noise_metrics,
     signal_metrics,
     tally_advantages,
@@ -72,8 +70,8 @@ class Learner:
         self.gatherer = Gatherer(config, policy, task, ends, reference, world)
         self._terms = loss_terms(config)
         self._always_live = bool(direct_terms(config))
-        self._parameters = list(policy.trainable().values())
-        self._optimizer = make_optimizer(config, self._parameters)
+        self.backward = Backward(policy, world, temperature=config.temperature, max_tokens=budget)
+        self._optimizer = make_optimizer(config, self.backward.parameters)
         self._scheduler = make_scheduler(config, self._optimizer)
         self._experience: Experience | None = None  # what the present steps learn from
         self._non_finite = 0  # steps in a row
@@ -162,7 +160,7 @@ class Learner:
         if measure_noise:
             met, noise = self._backward_and_noise(e, logprobs)
         else:
-            met, noise = self._backward(e.rollout, self._weights(e, logprobs)), {}
+            met, noise = self.backward.whole(e.rollout, self._weights(e, logprobs)), {}
         if fresh:
             tally |= tally_gap(e.rollout, met)
         return tally, noise
@@ -179,63 +177,27 @@ class Learner:
             rollout, self._config.temperature, self._config.max_tokens_per_micro_batch
         )
 
-    def _backward(self, rollout: Rollout, weights: TokenWeights) -> Tensor:
-        """∇ of the weighted sum into ``.grad``, over all processes; returns the log-probs met."""
-        self._clear_gradients()
-        met = self._accumulate(rollout, weights)
-        self._world.sum_gradients(self._parameters)
-        return met
-
     def _backward_and_noise(
         self, e: Experience, logprobs: Tensor
     ) -> tuple[Tensor, dict[str, float | None]]:
-        """`_backward`, and how noisy the gradient is with the baseline and without it."""
+        """The backward pass, and how noisy the gradient is with the baseline and without it."""
         without = None
         if self._config.resolved_baseline != "none":
             applies = e.scores.valid.flatten().view(-1, *[1] * (e.returns.dim() - 1))
             plain = replace(e, advantages=e.returns.where(applies, 0.0))
-            _, without = self._backward_in_halves(plain, self._weights(plain, logprobs))
-        met, noise = self._backward_in_halves(e, self._weights(e, logprobs))
+            _, without = self.backward.in_halves(plain, self._weights(plain, logprobs))
+        met, noise = self.backward.in_halves(e, self._weights(e, logprobs))
         scale = SCALES[self._config.resolved_baseline](
             e.num_completions // e.rollout.num_generations, e.rollout.num_generations
         )
         return met, noise_metrics(noise, without, scale, e.num_completions)
-
-    def _backward_in_halves(
-        self, e: Experience, weights: TokenWeights
-    ) -> tuple[Tensor, tuple[float, float] | None]:
-        """`_backward`, one half of the prompts after the other, and what their difference says."""
-        group = e.rollout.num_generations
-        prompts = len(e.rollout.prompt_ids)
-        first = halves(e.first_completion // group, prompts, group)[:, None]  # bool [B, 1]
-        self._clear_gradients()
-        met = self._accumulate(e.rollout, _masked(weights, first))
-        chosen = measured_tensors([p.numel() for p in self._parameters])
-        measured = [self._parameters[k] for k in chosen]
-        kept = [_gradient(p).clone() for p in measured]
-        other = self._accumulate(e.rollout, _masked(weights, ~first))
-        self._world.sum_gradients(self._parameters)
-        kept = self._world.sum(kept)
-        count = -(-(e.num_completions // group) // 2) * group  # the even places of the whole step
-        noise = half_noise(kept, [_gradient(p) for p in measured], count, e.num_completions)
-        return torch.where(first, met, other), noise
-
-    def _accumulate(self, rollout: Rollout, weights: TokenWeights) -> Tensor:
-        return self._policy.accumulate_gradient(
-            rollout, weights, self._config.temperature, self._config.max_tokens_per_micro_batch
-        )
-
-    def _clear_gradients(self) -> None:
-        for parameter in self._parameters:
-            # Zeros, never None: AdamW would leave a None parameter out of its decay of moments.
-            parameter.grad = torch.zeros_like(parameter)
 
     def _apply(self, live: bool) -> dict[str, Any]:
         """Clip and step the optimizer; without any advantage or a finite gradient, skip it.
 
         Every process decides alike, because all hold the same advantages and gradient bits.
         """
-        norm = float(scale_to_norm(self._parameters, self._config.max_grad_norm))
+        norm = float(scale_to_norm(self.backward.parameters, self._config.max_grad_norm))
         learning_rate = self._scheduler.get_last_lr()[0]
         finite = math.isfinite(norm)
         self._note_finite(finite)
@@ -278,23 +240,4 @@ class Learner:
             leaf,
             torch.zeros_like(leaf),
         )
-        return self.gradient_of(rollout, weights)
-
-    def gradient_of(self, rollout: Rollout, weights: TokenWeights) -> dict[str, Tensor]:
-        """∇ of a weighted sum of log-probs and entropies, summed over processes, by name."""
-        self._backward(rollout, weights)
-        result = {}
-        for name, parameter in self._policy.trainable().items():
-            result[name] = _gradient(parameter).clone()
-            parameter.grad = None
-        return result
-
-
-def _masked(weights: TokenWeights, rows: Tensor) -> TokenWeights:
-    """The weights of some rows, and 0 elsewhere: rows bool [B, 1]."""
-    return TokenWeights(weights.logprobs.where(rows, 0.0), weights.entropies.where(rows, 0.0))
-
-
-def _gradient(parameter: Tensor) -> Tensor:
-    assert parameter.grad is not None
-    return parameter.grad
+        return self.backward.by_name(rollout, weights)

@@ -244,7 +244,7 @@ class Testbed:
         expected = replace(
             weights, logprobs=times * weights.logprobs, entropies=times * weights.entropies
         )
-        return _flat(self.learner.gradient_of(self.rollout, expected))
+        return _flat(self.learner.backward.by_name(self.rollout, expected))
 
     def stated_gradient(self) -> Tensor:
         """E[-∇L] as the documentation states it, from the truth alone: [D]."""

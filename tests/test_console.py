@@ -169,15 +169,29 @@ def test_the_progress_line_shows_what_is_defined_and_leaves_out_the_rest(shown):
         "effective_share": 0.875,
         "variance_reduction": 0.5,
         "gradient_snr": 1.25,
+        "gradient_noise_scale": 40.2,
+        "sampler_gap_mean": 1e-7,
         "sampler_gap_max": 2e-6,
     }
     screen.step(1, {**METRICS, **every})
     screen.step(2, {**METRICS, **dict.fromkeys(every), "tokens_per_second": None})
     first, second = shown().splitlines()
     assert (
-        "reward 0.500  kl 0.012  live 88%  variance -50%  snr 1.2  gap 2e-06  1,234 tok/s" in first
-    )
-    assert "reward 0.500  variance -50%  snr 1.2  0:00 left" in second
+        "reward 0.500  1,234 tok/s  live 88%  snr 1.2  kl 0.012  variance -50%  noise scale 40  "
+        "gap 1e-07  max gap 2e-06  0:00 left"
+    ) in first
+    assert "reward 0.500  snr 1.2  variance -50%  noise scale 40  0:00 left" in second
+
+
+def test_a_bar_on_a_narrow_terminal_keeps_what_matters_most(capsys):
+    for width, last in ((150, "max gap 2e-06"), (90, "live 88%"), (40, "reward 0.500")):
+        screen = Screen()
+        screen._console = Console(width=width, force_terminal=True)
+        screen.start(0, 2)
+        screen.step(1, {**METRICS, "effective_share": 0.875, "sampler_gap_max": 2e-6})
+        assert screen._progress.tasks[0].fields["numbers"].endswith(last)
+        screen.stop()
+    capsys.readouterr()
 
 
 def test_the_noise_is_shown_as_it_was_last_measured(shown):

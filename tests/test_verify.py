@@ -12,6 +12,7 @@ import torch
 
 from rl4lm import (
     ReinforceConfig,
+    backward,
     baselines,
     experience,
     learner,
@@ -24,7 +25,7 @@ from rl4lm import (
     testbed,
     world,
 )
-from rl4lm.enumeration import END, all_completions
+from rl4lm.enumeration import END, Rewards, all_completions
 from rl4lm.losses import TokenWeights
 from rl4lm.verify import chi_square, every_case, verify
 
@@ -335,11 +336,11 @@ def plant_equal_tokens_taken_for_equal_completions(patch):
 
 def plant_gradients_that_pile_up(patch):
     def kept(self):
-        for parameter in self._parameters:
+        for parameter in self.parameters:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
 
-    patch.setattr(learner.Learner, "_clear_gradients", kept)
+    patch.setattr(backward.Backward, "_clear", kept)
 
 
 def plant_dropout(patch):
@@ -349,13 +350,13 @@ def plant_dropout(patch):
 
 def plant_a_lost_half(patch):
     """Steps that measure their noise forget the second half of the prompts."""
-    masked = learner._masked
+    masked = backward._masked
     calls = itertools.count()
 
     def forgetful(weights, rows):
         return masked(weights, rows if next(calls) % 2 == 0 else torch.zeros_like(rows))
 
-    patch.setattr(learner, "_masked", forgetful)
+    patch.setattr(backward, "_masked", forgetful)
 
 
 def plant_a_head_gradient_of_half(patch):
@@ -416,6 +417,27 @@ def test_a_planted_bug_fails(plant, options, monkeypatch):
     found = report(**options)
     assert found.verdict == "failed", found
     assert not found.passed
+
+
+def test_rewards_per_token_that_look_ahead_are_not_followed(monkeypatch):
+    """A final score spread evenly over the tokens pays the first one for what the last one did."""
+    draw = Rewards.draw.__func__
+
+    def spread(cls, completions, seed):
+        rewards = draw(cls, completions, seed)
+        lengths = torch.tensor([len(ids) for ids in completions])[:, None]
+        evenly = rewards.per_token.sum(-1, keepdim=True) / lengths
+        inside = torch.arange(rewards.per_token.shape[-1]) < lengths
+        return Rewards(torch.where(inside, evenly, 0.0), completions)
+
+    monkeypatch.setattr(Rewards, "draw", classmethod(spread))
+    found = report(token_rewards=True)
+    assert found.verdict == "failed"
+    assert [check.name for check in found.checks if not check.passed] == [
+        "expected gradient against ∇J"  # the code does what it says; J is another one
+    ]
+    assert found.residual > 0.1
+    assert report(token_rewards=False).passed, "paid once, at the end, the same scores are fine"
 
 
 def test_the_matrix_holds_every_baseline_and_option():

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from rl4lm import Rollout, logprobs, policy, sampling
+from rl4lm.backward import Backward
 from rl4lm.loading import load_model, open_model
 from rl4lm.losses import TokenWeights
 from rl4lm.policy import Policy
@@ -33,7 +34,9 @@ def trainer(request, tiny):
 def with_budget(trainer, tokens: int):
     """The same trainer with another budget of tokens per micro-batch."""
     other = copy.copy(trainer.learner)
-    other._config = replace(trainer.config, max_tokens_per_micro_batch=tokens)
+    other.backward = Backward(
+        trainer.policy, trainer.world, temperature=TEMPERATURE, max_tokens=tokens
+    )
     return other
 
 
@@ -52,9 +55,15 @@ def test_the_gradient_does_not_depend_on_the_layout_of_the_work(trainer, tiny, m
     rollout = tiny.random_rollout()
     expected = trainer.gradient(rollout, ADVANTAGES)
     other, rows = permuted(rollout, [2, 0, 1])
+    run, cut = trainer.policy._run, []
+    monkeypatch.setattr(
+        trainer.policy, "_run", lambda batch, read: cut.append(len(batch.rows)) or run(batch, read)
+    )
     layouts = {
         f"budget {n}": with_budget(trainer, n).gradient(rollout, ADVANTAGES) for n in (1, 20)
     }
+    assert cut[:4] == [1, 1, 1, 1], "the four live rows go alone"
+    assert len(cut) < 8, "and with a larger budget some together"
     layouts["padding"] = trainer.gradient(tiny.pad_more(rollout, 5, 3), ADVANTAGES)
     layouts["order"] = trainer.gradient(other, ADVANTAGES[rows])
     monkeypatch.setattr(logprobs, "TILE_ELEMENTS", 2 * tiny.VOCABULARY)
