@@ -1,7 +1,7 @@
-"""A real trainer on the tiny problem, beside the exact truth about it: what `verify` asks.
+"""A real trainer on the tiny problem of `rl4lm.enumeration`: what it does, in numbers.
 
-The left hand of every comparison is the trainer's own code, run as it is; the right hand is worked
-out from `rl4lm.enumeration` alone.
+The left hand of every comparison that `verify` makes: the trainer's own code, run as it is. The
+right hand is in `rl4lm.stated`.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from rl4lm.enumeration import (
 )
 from rl4lm.losses import token_weights
 from rl4lm.objective import direct_terms, total
+from rl4lm.stated import Stated
 from rl4lm.trainer import ReinforceTrainer
 from rl4lm.types import Experience, Rollout, Scores
 
@@ -87,7 +88,7 @@ class Testbed:
         self.model = copy.deepcopy(model)
         self.truth = self.measure()
         self.rollout = self._all_completions()
-        self.returns = self._exact_returns()  # [P, n, T]
+        self.stated = Stated(config, self.truth, self.rewards, token_rewards)
         self._features = self.trainer.policy.prompt_features(
             self.rollout.prompt_ids, self.rollout.prompt_mask
         )  # of the policy as it is now; steps are taken back
@@ -131,32 +132,6 @@ class Testbed:
         """Largest difference of the policy's log-probs from the truth."""
         truth = self.truth.logprobs.flatten(0, 1)  # [P·n, T]
         return float((self.rollout.sampling_logprobs - truth).abs().max())
-
-    def _exact_returns(self) -> Tensor:
-        """What each token is answerable for, [P, n, T], by its definition."""
-        config, truth = self.config, self.truth
-        paid = torch.zeros_like(truth.logprobs)
-        for o, ids in enumerate(self.completions):
-            last = len(ids) - 1
-            earned, ratio = (
-                self.rewards.per_token[:, o],
-                truth.logprobs[:, o] - truth.reference[:, o],
-            )
-            if self._token_rewards:
-                paid[:, o] += earned
-            else:
-                paid[:, o, last] += earned.sum(dim=1)
-            if config.kl_in == "reward":
-                paid[:, o, last] -= config.beta * ratio.sum(dim=1)
-            if config.kl_in == "token_reward":
-                paid[:, o] -= config.beta * ratio
-            if config.entropy_in == "reward":
-                paid[:, o, :last] += config.entropy_coef * truth.entropies[:, o, 1 : last + 1]
-        width = paid.shape[-1]
-        powers = [
-            [config.gamma ** (k - t) if k >= t else 0.0 for k in range(width)] for t in range(width)
-        ]
-        return (paid @ torch.tensor(powers, dtype=torch.float64).T) * truth.mask
 
     def _batches(self) -> tuple[Tensor, Tensor]:
         """Every batch as completion indices [K, P, G], and its probability [K]."""
@@ -212,10 +187,8 @@ class Testbed:
         slots = self.config.num_generations * self.truth.probability  # [P, n]
         weights = slots[..., None] * returns - subtracted[..., None]  # [P, n, T]
         rows = len(self.rollout.completion_ids)
-        share = (
-            rows / self.config.completions_per_step
-        )  # `gradient` divides by the rows it is given
-        advantages = (share * weights).flatten(0, 1)
+        # `gradient` divides by the rows that it is given, and a step by its completions.
+        advantages = (rows / self.config.completions_per_step * weights).flatten(0, 1)
         gradient = self.trainer.gradient(self.rollout, advantages)
         return -_flat(gradient) - self._expected_direct_gradient(scores, slots)
 
@@ -246,17 +219,6 @@ class Testbed:
         )
         return _flat(self.learner.backward.by_name(self.rollout, expected))
 
-    def stated_gradient(self) -> Tensor:
-        """E[-∇L] as the documentation states it, from the truth alone: [D]."""
-        truth, config = self.truth, self.config
-        weight = truth.probability[..., None] / len(PROMPTS)  # [P, n, 1]
-        scale = SCALES[config.resolved_baseline](len(PROMPTS), config.num_generations)
-        seen = (1 - scale) * self.returns[..., :1]  # what a mean that sees its own sample takes off
-        direct = _direct_weights(config, truth)
-        slopes = ((self.returns - seen + direct) * weight)[..., None] * truth.slopes
-        entropic = config.entropy_coef * weight[..., None] * truth.entropy_slopes
-        return slopes.sum(dim=(0, 1, 2)) + entropic.sum(dim=(0, 1, 2))
-
     def true_gradient(self) -> Tensor:
         """∇J [D] by autograd through the probabilities."""
         named = dict(self.model.named_parameters())
@@ -284,12 +246,12 @@ class Testbed:
             rows = self.trainer.world.gather_lists(stats.completions)
             advantages, p, o = self._advantages_of(rows, state)
             found.append(self._moved(start))
-            predicted.append(self._prediction(p, o, advantages, self.truth))
+            predicted.append(self.stated.of_batch(p, o, advantages, self.truth))
             for iteration in range(1, self.config.num_iterations):
                 if k < _WINDOWS and iteration == 1:
                     before, now = self._weights(), self.measure()
                     self.learner.step()
-                    later.append((self._moved(before), self._prediction(p, o, advantages, now)))
+                    later.append((self._moved(before), self.stated.of_batch(p, o, advantages, now)))
                 else:
                     self.learner.step()
             self._put_back(start)
@@ -305,24 +267,10 @@ class Testbed:
         group = self.config.num_generations
         order = p[::group].argsort()  # the baselines of this file take the prompts in order
         chosen = o.view(-1, group)[order]
-        rewards = self._from_start(chosen[None], self.returns)[0]
+        rewards = self._from_start(chosen[None], self.stated.returns)[0]
         value, _ = self._baseline("own", rewards, chosen, state)
         back = value[order.argsort()].flatten()
-        return self.returns[p, o] - back[:, None], p, o
-
-    def _prediction(self, p: Tensor, o: Tensor, advantages: Tensor, now: Truth) -> Tensor:
-        """-∇L of a batch by linearity, for the policy as `now` says it is: [D]."""
-        config, epsilon = self.config, self.config.resolved_epsilon
-        ratio = (now.logprobs[p, o].sum(-1) - self.truth.logprobs[p, o].sum(-1)).exp()[:, None]
-        weights = advantages * ratio
-        if epsilon is not None:
-            too_high = (advantages > 0) & (ratio > 1 + epsilon)
-            too_low = (advantages < 0) & (ratio < 1 - epsilon)
-            weights = weights.masked_fill(too_high | too_low, 0.0)
-        weights = weights + _direct_weights(config, now)[p, o]
-        slopes = weights[..., None] * now.slopes[p, o]
-        entropic = config.entropy_coef * now.entropy_slopes[p, o]
-        return (slopes + entropic).sum(dim=(0, 1)) / len(p)
+        return self.stated.returns[p, o] - back[:, None], p, o
 
     def _moved(self, before: Mapping[str, Tensor]) -> Tensor:
         """How far the weights went in a step, per unit of learning rate: [D]."""
@@ -353,13 +301,13 @@ class Testbed:
     def variances(self) -> dict[str, float]:
         """Variance of a step's gradient with each baseline, over its scale², relative to `none`."""
         chosen, probability = self._batches()
-        rewards = self._from_start(chosen, self.returns)
+        rewards = self._from_start(chosen, self.stated.returns)
         found = {}
         for name in BASELINES:
             if self.config.num_generations > 1 or name not in NEEDS_TWO_GENERATIONS:
                 value, _ = self._baseline(name, rewards, chosen, self._past(name, probability))
                 scale = SCALES[name](len(PROMPTS), self.config.num_generations)
-                found[name] = self._variance(chosen, probability, value) / scale**2
+                found[name] = self.stated.variance(chosen, probability, value) / scale**2
         return {name: value / found["none"] for name, value in found.items()}
 
     def _past(self, name: str, probability: Tensor) -> State:
@@ -370,33 +318,9 @@ class Testbed:
         chosen, _ = self._batches()
         state: State = {}
         for k in torch.multinomial(probability, _PAST_STEPS, True, generator=generator):
-            rewards = self._from_start(chosen[k][None], self.returns)[0]
+            rewards = self._from_start(chosen[k][None], self.stated.returns)[0]
             _, state = self._baseline(name, rewards, chosen[k], state)
         return state
-
-    def _variance(self, chosen: Tensor, probability: Tensor, value: Tensor) -> float:
-        """tr Cov of (1/N) Σ_i (Σ_t G_{i,t} ∇log π_{i,t} - b_i ∇log π_i) over all batches."""
-        pulls = (self.returns[..., None] * self.truth.slopes).sum(dim=2)  # [P, n, D]
-        stacked = torch.cat([pulls, self.truth.scores]).flatten(0, 1)  # [2·P·n, D]
-        gram = stacked @ stacked.T
-        n, count = len(self.completions), chosen[0].numel()
-        first = (chosen + n * torch.arange(len(PROMPTS))[:, None]).flatten(1)  # [K, B]
-        places = torch.cat([first, first + n * len(PROMPTS)], dim=1)  # [K, 2B]
-        parts = torch.cat([torch.ones_like(value), -value], dim=1).flatten(1) / count  # [K, 2B]
-        weights = torch.zeros(len(chosen), len(stacked), dtype=torch.float64)
-        weights.scatter_add_(1, places, parts)  # [K, 2·P·n], of each vector in a batch's gradient
-        squares = ((weights @ gram) * weights).sum(dim=1)
-        mean = probability @ weights
-        return float(probability @ squares - mean @ gram @ mean)
-
-
-def _direct_weights(config: ReinforceConfig, truth: Truth) -> Tensor:
-    """Weights of ∇log π that KL terms of the loss give every token, [P, n, T], as documented."""
-    if not config.beta or config.kl_in not in ("loss", "grpo_k3"):
-        return torch.zeros_like(truth.logprobs)
-    if config.kl_in == "loss":
-        return -config.beta * truth.log_ratio[..., None].expand_as(truth.logprobs)
-    return -config.beta * (1 - (truth.reference - truth.logprobs).exp())
 
 
 def _flat(gradient: Mapping[str, Tensor]) -> Tensor:

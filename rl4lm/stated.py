@@ -1,0 +1,112 @@
+"""What the documentation says the gradient of a step is, worked out from the truth alone.
+
+The right hand of every comparison that `verify` makes: nothing here runs code that trains.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from rl4lm.baselines import SCALES
+from rl4lm.config import ReinforceConfig
+from rl4lm.enumeration import Rewards, Truth
+
+
+class Stated:
+    """The estimator of a configuration on the tiny problem, by its definition."""
+
+    def __init__(
+        self, config: ReinforceConfig, truth: Truth, rewards: Rewards, token_rewards: bool
+    ) -> None:
+        """Take the configuration and the truth about the policy and its rewards."""
+        self._config = config
+        self._truth = truth
+        self.returns = self._returns(rewards, token_rewards)  # float64 [P, n, T]
+
+    def _returns(self, rewards: Rewards, token_rewards: bool) -> Tensor:
+        """What each token is answerable for: Σ_{k≥t} γ^{k-t} of what is paid at k."""
+        config, truth = self._config, self._truth
+        paid = torch.zeros_like(truth.logprobs)
+        for o, ids in enumerate(truth.completions):
+            last = len(ids) - 1
+            earned = rewards.per_token[:, o]  # [P, T]
+            ratio = truth.logprobs[:, o] - truth.reference[:, o]  # [P, T]
+            if token_rewards:
+                paid[:, o] += earned
+            else:
+                paid[:, o, last] += earned.sum(dim=1)
+            if config.kl_in == "reward":
+                paid[:, o, last] -= config.beta * ratio.sum(dim=1)
+            if config.kl_in == "token_reward":
+                paid[:, o] -= config.beta * ratio
+            if config.entropy_in == "reward":
+                paid[:, o, :last] += config.entropy_coef * truth.entropies[:, o, 1 : last + 1]
+        places = torch.arange(paid.shape[-1])
+        ahead = places - places[:, None]  # [t, k], k - t
+        powers = torch.where(ahead >= 0, config.gamma ** ahead.clamp(min=0).double(), 0.0)
+        return (paid @ powers.T) * truth.mask
+
+    def expected(self) -> Tensor:
+        """E[-∇L] over all batches: [D]."""
+        truth, config = self._truth, self._config
+        prompts = len(truth.logprobs)
+        weight = truth.probability[..., None] / prompts  # [P, n, 1]
+        scale = SCALES[config.resolved_baseline](prompts, config.num_generations)
+        seen = (1 - scale) * self.returns[..., :1]  # what a mean that sees its own sample takes off
+        weights = (self.returns - seen + self._direct(truth)) * weight
+        slopes = weights[..., None] * truth.slopes
+        entropic = config.entropy_coef * weight[..., None] * truth.entropy_slopes
+        return (slopes + entropic).sum(dim=(0, 1, 2))
+
+    def of_batch(self, p: Tensor, o: Tensor, advantages: Tensor, now: Truth) -> Tensor:
+        """-∇L of one batch by linearity: [D].
+
+        Args:
+            p: int64 [B], the prompt of each completion.
+            o: int64 [B], which completion it is.
+            advantages: float64 [B, T].
+            now: the policy that is differentiated; the truth is the one that sampled.
+        """
+        epsilon = self._config.resolved_epsilon
+        ratio = (now.logprobs[p, o].sum(-1) - self._truth.logprobs[p, o].sum(-1)).exp()[:, None]
+        weights = advantages * ratio
+        if epsilon is not None:
+            too_high = (advantages > 0) & (ratio > 1 + epsilon)
+            too_low = (advantages < 0) & (ratio < 1 - epsilon)
+            weights = weights.masked_fill(too_high | too_low, 0.0)
+        weights = weights + self._direct(now)[p, o]
+        slopes = weights[..., None] * now.slopes[p, o]
+        entropic = self._config.entropy_coef * now.entropy_slopes[p, o]
+        return (slopes + entropic).sum(dim=(0, 1)) / len(p)
+
+    def _direct(self, truth: Truth) -> Tensor:
+        """Weights of ∇log π that the KL terms of the loss give every token, [P, n, T]."""
+        beta, form = self._config.beta, self._config.kl_in
+        if form == "loss":
+            return -beta * truth.log_ratio[..., None].expand_as(truth.logprobs)
+        if form == "grpo_k3":
+            return -beta * (1 - (truth.reference - truth.logprobs).exp())
+        return torch.zeros_like(truth.logprobs)
+
+    def variance(self, chosen: Tensor, probability: Tensor, baseline: Tensor) -> float:
+        """tr Cov of (1/N) Σ_i (Σ_t G_{i,t} ∇log π_{i,t} - b_i ∇log π_i) over batches.
+
+        Args:
+            chosen: int64 [K, P, G], the completions of every batch.
+            probability: float64 [K], of the batches.
+            baseline: float64 [K, P, G].
+        """
+        truth = self._truth
+        pulls = (self.returns[..., None] * truth.slopes).sum(dim=2)  # [P, n, D]
+        stacked = torch.cat([pulls, truth.scores]).flatten(0, 1)  # [2·P·n, D]
+        gram = stacked @ stacked.T
+        prompts, n, count = len(pulls), len(truth.completions), chosen[0].numel()
+        first = (chosen + n * torch.arange(prompts)[:, None]).flatten(1)  # [K, B]
+        places = torch.cat([first, first + n * prompts], dim=1)  # [K, 2B]
+        parts = torch.cat([torch.ones_like(baseline), -baseline], dim=1).flatten(1) / count
+        weights = torch.zeros(len(chosen), len(stacked), dtype=torch.float64)
+        weights.scatter_add_(1, places, parts)  # [K, 2·P·n], of each vector in a batch's gradient
+        squares = ((weights @ gram) * weights).sum(dim=1)
+        mean = probability @ weights
+        return float(probability @ squares - mean @ gram @ mean)
