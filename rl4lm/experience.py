@@ -14,6 +14,7 @@ from rl4lm.assembly import Task
 from rl4lm.baselines import BASELINES, NEEDS_FEATURES, BaselineInputs, State, advantages
 from rl4lm.config import ReinforceConfig
 from rl4lm.data import stream_indices
+from rl4lm.errors import ModelError
 from rl4lm.kl import k1
 from rl4lm.metrics import Stopwatch, pack
 from rl4lm.policy import Policy
@@ -48,6 +49,9 @@ class Gatherer:
             ends: what ends a completion.
             reference: log π_ref of completions; None where there is no KL.
             world: the processes; each works on its share of the prompts.
+
+        Raises:
+            ModelError: the baseline needs hidden states that this model does not give apart.
         """
         self._config = config
         self._policy = policy
@@ -58,6 +62,12 @@ class Gatherer:
         self._share = world.share(config.prompts_per_step, "prompts_per_step")
         self.baseline = BASELINES[config.resolved_baseline]
         self._needs_features = config.resolved_baseline in NEEDS_FEATURES
+        if self._needs_features and not policy.module.separate_head:
+            raise ModelError(
+                f"baseline={config.baseline} reads the hidden states of prompts, which are not at "
+                f"hand for {type(policy.module.causal_lm).__name__}: its logits are more than its "
+                "head's output, so it runs whole; choose baseline=prompt_value"
+            )
 
     def gather(
         self, step: int, state: State, context: RewardContext, watch: Stopwatch

@@ -22,6 +22,7 @@ import rl4lm.sampling
 from rl4lm import ReinforceConfig, ReinforceTrainer, Rollout, policy
 from rl4lm.console import Screen
 from rl4lm.data import stream_indices
+from rl4lm.errors import ModelError
 from rl4lm.policy import PolicyModule
 from rl4lm.scoring import COMPLETION_FIELDS, METRIC_NAMES
 from rl4lm.types import StepStats
@@ -931,3 +932,11 @@ def test_the_reference_leaves_what_is_trained_as_it_is(tiny):
         before = list(subject.weights())
         subject.learner.step()
         assert list(subject.weights()) == before
+
+
+def test_a_baseline_of_hidden_states_is_refused_where_there_are_none(tiny):
+    """Gemma caps its logits softly, so that the whole model runs and the head alone says little."""
+    model = tiny.build_model("gemma2")
+    with pytest.raises(ModelError, match=r"Gemma2ForCausalLM.*choose baseline=prompt_value"):
+        tiny.build_trainer(model, baseline="linear_value", num_generations=2)
+    tiny.build_trainer(model, baseline="prompt_value", num_generations=2)
