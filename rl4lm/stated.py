@@ -80,6 +80,22 @@ class Stated:
         entropic = self._config.entropy_coef * now.entropy_slopes[p, o]
         return (slopes + entropic).sum(dim=(0, 1)) / len(p)
 
+    def spread(
+        self, direction: Tensor, chosen: Tensor, probability: Tensor, baseline: Tensor
+    ) -> float:
+        """Standard deviation of -∇L along a direction [D] over batches, as in `variance`."""
+        truth, coefficient = self._truth, self._config.entropy_coef
+        slopes, entropic = truth.slopes @ direction, truth.entropy_slopes @ direction  # [P, n, T]
+        pulls = (self.returns + self._direct(truth)) * slopes + coefficient * entropic
+        prompts, group = range(len(pulls)), chosen.shape[-1]
+        one, other = (
+            torch.stack([table.sum(dim=-1)[p][chosen[:, p]] for p in prompts], dim=1)
+            for table in (pulls, slopes)
+        )  # [K, P, G]
+        along = (one - baseline * other).sum(dim=(1, 2)) / (len(pulls) * group)  # [K]
+        mean = probability @ along
+        return float((probability @ (along - mean).square()).sqrt())
+
     def _direct(self, truth: Truth) -> Tensor:
         """Weights of ∇log π that the KL terms of the loss give every token, [P, n, T]."""
         beta, form = self._config.beta, self._config.kl_in

@@ -219,6 +219,13 @@ class Testbed:
         )
         return _flat(self.learner.backward.by_name(self.rollout, expected))
 
+    def spread(self, direction: Tensor) -> float:
+        """Exact standard deviation of a step's -∇L along a direction [D], by the present state."""
+        chosen, probability = self._batches()
+        rewards = self._from_start(chosen, self.stated.returns)
+        value, _ = self._baseline("own", rewards, chosen, self.learner.state.baseline_state)
+        return self.stated.spread(direction, chosen, probability, value)
+
     def true_gradient(self) -> Tensor:
         """∇J [D] by autograd through the probabilities."""
         named = dict(self.model.named_parameters())

@@ -411,7 +411,8 @@ PLANTS = [
 def test_a_planted_bug_fails(plant, options, monkeypatch):
     # Not the probe's business here: some of these it would refuse before the first step.
     monkeypatch.setattr("rl4lm.assembly.probe", lambda policy: [])
-    monkeypatch.setattr("rl4lm.verify.WHOLE_BATCHES", 20)
+    monkeypatch.setattr("rl4lm.verify.WHOLE_BATCHES", 14)
+    monkeypatch.setattr("rl4lm.verify.DRAWS", 600)
     assert verdict_without_a_bug(**options) != "failed"
     plant(monkeypatch)
     found = report(**options)
@@ -453,6 +454,20 @@ def test_the_matrix_holds_every_baseline_and_option():
     assert {c.kl_in for c, _ in cases if c.beta} == {"reward", "token_reward", "loss", "grpo_k3"}
 
 
+def test_half_of_the_matrix_is_exact_with_fewer_batches(monkeypatch):
+    """All of it, with fifty batches each, is `rl4lm verify --all`, and a test among the slow."""
+    monkeypatch.setattr("rl4lm.verify.WHOLE_BATCHES", 6)
+    monkeypatch.setattr("rl4lm.verify.DRAWS", 200)
+    verdicts = []
+    for config, token_rewards in every_case(ReinforceConfig()):
+        if config.use_peft == (config.temperature == 0.7):
+            found = verify(config, token_rewards, variances=False)
+            verdicts.append((found.verdict, bool(found.why)))
+    assert len(verdicts) == 58
+    assert set(verdicts) == {("exact", False), ("another objective", True)}
+    assert verdicts.count(("another objective", True)) == 4
+
+
 @pytest.mark.parametrize("length", [1, 2, 3, 4])
 def test_the_completions_of_a_prompt_are_counted_by_hand(length):
     """Ended after k tokens, 2^(k-1) ways; or cut off, 2^length ways: each once."""
@@ -472,17 +487,17 @@ def test_the_chi_square_test_is_that_of_a_table():
 
 
 def test_the_variances_are_those_of_many_steps():
-    """The exact variance of `none` and of the default, against what 1,500 drawn steps show."""
+    """The exact variance of `none` and of the default, against what 400 drawn steps show."""
     config = ReinforceConfig(**SMALL, baseline="none")
     exact = verify(config).variance
     assert exact["none"] == 1.0
     spread = {}
     for name in ("none", "prompt_leave_one_out"):
         bed = testbed.Testbed(replace(_tiny(config), baseline=name), False)
-        steps = bed.run_whole_batches(1500).found
+        steps = bed.run_whole_batches(400).found
         spread[name] = float(steps.var(dim=0).sum())
     ratio = spread["prompt_leave_one_out"] / spread["none"]
-    assert ratio == pytest.approx(exact["prompt_leave_one_out"], rel=0.15)
+    assert ratio == pytest.approx(exact["prompt_leave_one_out"], rel=0.2)
 
 
 def _tiny(config):

@@ -43,6 +43,7 @@ def rl4lm(words, folder, code=0):
 # --- verify
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(290)
 def test_every_baseline_and_option_is_verified_on_the_command_line(tmp_path):
     done = rl4lm("verify --all --json", tmp_path)
