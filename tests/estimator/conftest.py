@@ -1,51 +1,32 @@
-"""A trainer on a tiny model, and the formulas that its steps are compared with.
+"""What the options of the estimator do to a step of the trainer, against formulas written out here.
 
 The steps are plain gradient descent in float64, so that a change of the weights is the gradient.
 The naive side runs one sequence at a time through `transformers` and differentiates by autograd.
 """
 
 from __future__ import annotations
-import sys
-from types import ModuleType
 
-from __future__ import annotations
 import copy
-import math
-from collections import Counter
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Iterator
+from types import ModuleType
 from typing import Any
+
 import pytest
 import torch
 from peft import LoraConfig
 from torch import Tensor
-import rl4lm.diagnostics
-import rl4lm.sampling
-from rl4lm import ReinforceConfig, ReinforceTrainer, Rollout, policy
+
+from rl4lm import ReinforceConfig, ReinforceTrainer, Rollout
 from rl4lm.console import Screen
-from rl4lm.data import stream_indices
-from rl4lm.errors import ModelError
-from rl4lm.policy import PolicyModule
-from rl4lm.scoring import COMPLETION_FIELDS, METRIC_NAMES
 from rl4lm.types import StepStats
 
 VOCABULARY = 11
-
-
-P, G = 3, 4
-
-
+P, G = 3, 4  # prompts of a step, completions of a prompt
 N = P * G
-
-
 TEMPERATURE = 0.8
-
-
 RATE = 0.125  # a power of two: dividing a change of the weights by it costs no digit
-
-
 PROMPTS = ["t1 t2", "t5", "t7 t3 t9", "t4 t4", "t8 t1 t6", "t2", "t10 t3"]
-
-
 Rows = list[Tensor]  # one tensor [T_i] for each completion
 
 
@@ -200,7 +181,6 @@ def plain_loss(subject: Subject) -> Tensor:
 def same_bits(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
     assert first.keys() == second.keys()
     return all(torch.equal(value, second[name]) for name, value in first.items())
-
 
 
 @pytest.fixture(scope="session")

@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-from __future__ import annotations
-import copy
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
 from typing import Any
+
 import pytest
 import torch
-from peft import LoraConfig
 from torch import Tensor
-import rl4lm.diagnostics
-import rl4lm.sampling
-from rl4lm import ReinforceConfig, ReinforceTrainer, Rollout, policy
-from rl4lm.console import Screen
-from rl4lm.data import stream_indices
+
+from rl4lm import policy
 from rl4lm.errors import ModelError
 from rl4lm.policy import PolicyModule
-from rl4lm.scoring import COMPLETION_FIELDS, METRIC_NAMES
-from rl4lm.types import StepStats
 
 TIGHT = 1e-10
 P, G = 3, 4  # of every subject, as in conftest.py
@@ -184,9 +176,13 @@ def test_an_option_that_is_on_does(options, tiny, kit):
     assert not kit.same_bits(trained(kit, tiny, **options), trained(kit, tiny))
 
 
-def at_the_end(kit: Any, completion_ids, **kwargs):
+def at_the_end(kit: Any) -> Any:
     """`by_completion` as a reward per token that pays at the last one."""
-    return [[*[0.0] * (len(ids) - 1), kit.worth(ids)] for ids in completion_ids]
+
+    def reward(completion_ids, **kwargs):
+        return [[*[0.0] * (len(ids) - 1), kit.worth(ids)] for ids in completion_ids]
+
+    return reward
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -194,7 +190,7 @@ def at_the_end(kit: Any, completion_ids, **kwargs):
 def test_a_reward_paid_at_the_last_token_is_the_reward_of_the_completion(options, dtype, tiny, kit):
     options = {**options, "dtype": dtype, "optim": "adamw", "learning_rate": 1e-2}
     per_token, per_completion = (
-        kit.Subject(tiny, reward, **options) for reward in (at_the_end, kit.by_completion)
+        kit.Subject(tiny, reward, **options) for reward in (at_the_end(kit), kit.by_completion)
     )
     for _ in range(3):
         per_token.learner.step(), per_completion.learner.step()
@@ -207,7 +203,7 @@ def test_a_reward_paid_at_the_first_token_is_not(tiny, kit):
     def at_the_start(completion_ids, **kwargs):
         return [[kit.worth(ids), *[0.0] * (len(ids) - 1)] for ids in completion_ids]
 
-    early, late = kit.Subject(tiny, at_the_start), kit.Subject(tiny, at_the_end)
+    early, late = kit.Subject(tiny, at_the_start), kit.Subject(tiny, at_the_end(kit))
     early.step(), late.step()
     assert max(tiny.gap(early.moved, late.moved)) > 1e-2
 
@@ -218,9 +214,15 @@ def test_rewards_per_token_reach_the_tokens_before_them_discounted(gamma, tiny, 
     subject.step()
     logprobs = subject.logprobs(subject.before)
     paid = [kit.token_worth(ids) for ids in subject.rollout.completion_lists()]
-    assert subject.gap(kit.reinforce(logprobs, kit.centred([kit.to_go(r, gamma) for r in paid]))) < TIGHT
+    assert (
+        subject.gap(kit.reinforce(logprobs, kit.centred([kit.to_go(r, gamma) for r in paid])))
+        < TIGHT
+    )
     for other in {0.0, 0.6, 1.0} - {gamma}:
-        assert subject.gap(kit.reinforce(logprobs, kit.centred([kit.to_go(r, other) for r in paid]))) > 1e-2
+        assert (
+            subject.gap(kit.reinforce(logprobs, kit.centred([kit.to_go(r, other) for r in paid])))
+            > 1e-2
+        )
 
 
 def test_without_any_look_ahead_each_token_is_credited_with_its_own_reward_only(tiny, kit):
@@ -256,7 +258,9 @@ def test_rewards_per_token_and_per_completion_are_added_by_weight(tiny, kit):
     for row, ids in zip(paid, lists, strict=True):
         row[-1] += 2.0 * kit.worth(ids)
     returns = [kit.to_go(row) for row in paid]
-    assert subject.gap(kit.reinforce(subject.logprobs(subject.before), kit.centred(returns))) < TIGHT
+    assert (
+        subject.gap(kit.reinforce(subject.logprobs(subject.before), kit.centred(returns))) < TIGHT
+    )
     for row, tokens in zip(stats.completions, paid, strict=True):
         assert row["token_rewards"] == pytest.approx(tokens, abs=1e-12)
         assert row["reward"] == pytest.approx(sum(tokens), abs=1e-12)

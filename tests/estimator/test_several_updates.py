@@ -2,36 +2,26 @@
 
 from __future__ import annotations
 
-from __future__ import annotations
-import copy
-import math
-from collections import Counter
-from collections.abc import Callable, Iterator
 from typing import Any
+
 import pytest
 import torch
-from peft import LoraConfig
 from torch import Tensor
-import rl4lm.diagnostics
-import rl4lm.sampling
-from rl4lm import ReinforceConfig, ReinforceTrainer, Rollout, policy
-from rl4lm.console import Screen
+
 from rl4lm.data import stream_indices
-from rl4lm.errors import ModelError
-from rl4lm.policy import PolicyModule
-from rl4lm.scoring import COMPLETION_FIELDS, METRIC_NAMES
-from rl4lm.types import StepStats
 
 TIGHT = 1e-10
 BETA = 0.7
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-9), ("float32", 1e-4)])
-@pytest.mark.parametrize("reward", [by_completion, by_token])
+@pytest.mark.parametrize("reward", ["by_completion", "by_token"])
 def test_the_first_step_on_a_sampling_is_plain_with_or_without_the_ratio(
     reward, dtype, tolerance, tiny, kit
 ):
-    plain, clipped = (kit.Subject(tiny, reward, dtype=dtype, epsilon=e) for e in (None, 0.2))
+    plain, clipped = (
+        kit.Subject(tiny, getattr(kit, reward), dtype=dtype, epsilon=e) for e in (None, 0.2)
+    )
     plain.step()
     stats = clipped.step()
     assert max(tiny.gap(clipped.moved, plain.moved)) < tolerance
@@ -43,7 +33,9 @@ def test_the_first_step_on_a_sampling_is_plain_with_or_without_the_ratio(
 
 def naive_clipped(kit: Any, s: Any, epsilon: float) -> tuple[Tensor, list[float], list[str]]:
     """PPO's surrogate with the ratio of the sequence, the ratios, and the side of each clip."""
-    advantages = [float(r) - b for r, b in zip(s.rewards, kit.leave_one_out(s.rewards), strict=True)]
+    advantages = [
+        float(r) - b for r, b in zip(s.rewards, kit.leave_one_out(s.rewards), strict=True)
+    ]
     now, then = s.logprobs(s.before), s.logprobs(s.sampler)
     total, ratios, sides = 0.0, [], []
     for a, new, old in zip(advantages, now, then, strict=True):
@@ -132,7 +124,7 @@ def test_completions_are_drawn_every_second_step_and_no_prompt_is_left_out(tiny,
     drawn = [subject.step() for _ in range(6)]
     assert [len(stats.completions) for stats in drawn] == [kit.N, 0, kit.N, 0, kit.N, 0]
     assert [stats.step for stats in drawn] == [1, 2, 3, 4, 5, 6]
-    met = [row["prompt_id"] for stats in drawn for row in stats.completions][::kit.G]
+    met = [row["prompt_id"] for stats in drawn for row in stats.completions][:: kit.G]
     assert met == [f"train-{k}" for k in stream_indices(len(kit.PROMPTS), 0, 0, 3 * kit.P)]
     assert sorted(met[: len(kit.PROMPTS)]) == [f"train-{k}" for k in range(len(kit.PROMPTS))]
     state = subject.trainer.state

@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-from __future__ import annotations
 import copy
 import math
-from collections import Counter
-from collections.abc import Callable, Iterator
 from typing import Any
+
 import pytest
 import torch
-from peft import LoraConfig
 from torch import Tensor
+
 import rl4lm.diagnostics
 import rl4lm.sampling
-from rl4lm import ReinforceConfig, ReinforceTrainer, Rollout, policy
-from rl4lm.console import Screen
-from rl4lm.data import stream_indices
-from rl4lm.errors import ModelError
-from rl4lm.policy import PolicyModule
 from rl4lm.scoring import COMPLETION_FIELDS, METRIC_NAMES
-from rl4lm.types import StepStats
 
 TIGHT = 1e-10
 BETA = 0.7
@@ -43,7 +35,11 @@ def test_rows_without_a_reward_have_no_advantage_with_rewards_per_token_either(t
     ]
     advantages = []
     for i, row in enumerate(returns):
-        others = [float(returns[j][0]) for j in range(kit.N) if j // kit.G == i // kit.G and j not in (i, 1, 6)]
+        others = [
+            float(returns[j][0])
+            for j in range(kit.N)
+            if j // kit.G == i // kit.G and j not in (i, 1, 6)
+        ]
         advantages.append(0 * row if i in (1, 6) else row - sum(others) / len(others))
     assert subject.gap(kit.reinforce(now, advantages)) < TIGHT  # N stays
     assert [i for i, row in enumerate(stats.completions) if row["reward"] is None] == [1, 6]
@@ -57,7 +53,9 @@ def constant(completion_ids, **kwargs):
 
 @pytest.mark.parametrize("optim", ["adamw", "sgd"])
 @pytest.mark.parametrize("gamma", [1.0, 0.0])
-def test_a_step_without_any_advantage_leaves_weights_and_optimizer_as_they_are(optim, gamma, tiny, kit):
+def test_a_step_without_any_advantage_leaves_weights_and_optimizer_as_they_are(
+    optim, gamma, tiny, kit
+):
     def reward(completion_ids, trainer_state, **kwargs):
         if trainer_state.global_step == 1:
             return [None] * len(completion_ids)
@@ -89,8 +87,12 @@ def test_a_step_without_any_advantage_leaves_weights_and_optimizer_as_they_are(o
         {"entropy_coef": COEFFICIENT, "entropy_in": "loss"},
     ],
 )
-@pytest.mark.parametrize("reward", [constant, lambda completion_ids, **_: [None] * N])
-def test_a_term_of_the_loss_acts_although_no_completion_has_an_advantage(options, reward, tiny, kit):
+@pytest.mark.parametrize(
+    "reward", [constant, lambda completion_ids, **_: [None] * len(completion_ids)]
+)
+def test_a_term_of_the_loss_acts_although_no_completion_has_an_advantage(
+    options, reward, tiny, kit
+):
     subject = kit.Subject(tiny, reward, **options)
     subject.disturb()
     stats = subject.step()

@@ -8,63 +8,26 @@ a change of the weights is the gradient.
 """
 
 from __future__ import annotations
-import sys
-from types import ModuleType
 
-from __future__ import annotations
 import copy
-import inspect
-import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+import sys
+from collections.abc import Sequence
+from types import ModuleType
 from typing import Any
+
 import pytest
 import torch
-from accelerate import Accelerator
-from peft import LoraConfig
-from tokenizers import Tokenizer, decoders, models
-from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
-from rl4lm import (
-    ReinforceConfig,
-    ReinforceTrainer,
-    Rollout,
-    baselines,
-    experience,
-    logprobs,
-    losses,
-    microbatch,
-    objective,
-    policy,
-    preparing,
-    sampling,
-)
-from rl4lm.baselines import BASELINES, BaselineInputs
-from rl4lm.config import COMPARES_WITHIN_PROMPT
+from torch import Tensor
+
+from rl4lm import ReinforceConfig, ReinforceTrainer, Rollout
 from rl4lm.console import Screen
-from rl4lm.diagnostics import gap_is_suspicious
-from rl4lm.errors import ConfigError, ModelError, TrainingError
-from rl4lm.experience import Gatherer
-from rl4lm.options import parse_options
 from rl4lm.types import Experience, Scores, StepStats, TrainState
-from rl4lm.verify import verify
-from rl4lm.world import World
 
 VOCABULARY = 11
-
-
 TEMPERATURE = 0.8
-
-
 G = 4
-
-
 PROMPTS = ["t1 t2", "t5", "t7 t3 t9 t0 t4", "t4 t4 t8"]  # t0 is both end token and padding
-
-
-P = len(PROMPTS)
-
-
+P = len(PROMPTS)  # all of them in every step
 N = P * G
 
 
@@ -182,7 +145,6 @@ def leave_one_out(scores: Scores) -> Tensor:
             mean = sum(others) / len(others) if others else 0.0
             advantages.append(rewards[i] - mean if valid[i] else 0.0)
     return torch.tensor(advantages, dtype=torch.float64)
-
 
 
 @pytest.fixture(scope="session")

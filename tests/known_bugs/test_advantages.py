@@ -5,44 +5,21 @@ Every docstring begins with the public threads; conftest.py tells how the tests 
 
 from __future__ import annotations
 
-from __future__ import annotations
 import copy
-import inspect
-import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
+
 import pytest
 import torch
-from accelerate import Accelerator
-from peft import LoraConfig
-from tokenizers import Tokenizer, decoders, models
-from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
-from rl4lm import (
-    ReinforceConfig,
-    ReinforceTrainer,
-    Rollout,
-    baselines,
-    experience,
-    logprobs,
-    losses,
-    microbatch,
-    objective,
-    policy,
-    preparing,
-    sampling,
-)
+from torch import Tensor
+
+from rl4lm import ReinforceConfig, Rollout, baselines, experience, objective, policy
 from rl4lm.baselines import BASELINES, BaselineInputs
 from rl4lm.config import COMPARES_WITHIN_PROMPT
-from rl4lm.console import Screen
-from rl4lm.diagnostics import gap_is_suspicious
-from rl4lm.errors import ConfigError, ModelError, TrainingError
-from rl4lm.experience import Gatherer
-from rl4lm.options import parse_options
-from rl4lm.types import Experience, Scores, StepStats, TrainState
+from rl4lm.errors import ConfigError
+from rl4lm.types import Scores
 from rl4lm.verify import verify
-from rl4lm.world import World
 
 TIGHT = 1e-10  # on the norm of the difference and on the ratio of norms, float64
 NOTICED = 1e-3  # what a planted bug must exceed
@@ -275,8 +252,8 @@ def test_an_estimator_of_the_kl_that_does_not_follow_it_is_refused(tiny):
 WORDS = 5
 
 
-def expected_kl_step(kit: Any, 
-    tiny: Any, patch: Any, kl_in: str
+def expected_kl_step(
+    kit: Any, tiny: Any, patch: Any, kl_in: str
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Σ_o π(o) · (the step on o alone), over all one-token completions; and ∇ β KL by autograd."""
     model = tiny.build_model("gpt2", vocabulary=WORDS, dtype=torch.float64)

@@ -5,44 +5,18 @@ Every docstring begins with the public threads; conftest.py tells how the tests 
 
 from __future__ import annotations
 
-from __future__ import annotations
 import copy
-import inspect
-import math
-from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
+
 import pytest
 import torch
-from accelerate import Accelerator
-from peft import LoraConfig
 from tokenizers import Tokenizer, decoders, models
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
-from rl4lm import (
-    ReinforceConfig,
-    ReinforceTrainer,
-    Rollout,
-    baselines,
-    experience,
-    logprobs,
-    losses,
-    microbatch,
-    objective,
-    policy,
-    preparing,
-    sampling,
-)
-from rl4lm.baselines import BASELINES, BaselineInputs
-from rl4lm.config import COMPARES_WITHIN_PROMPT
-from rl4lm.console import Screen
+from transformers import PreTrainedTokenizerFast
+
+from rl4lm import Rollout, logprobs, microbatch, policy
 from rl4lm.diagnostics import gap_is_suspicious
-from rl4lm.errors import ConfigError, ModelError, TrainingError
-from rl4lm.experience import Gatherer
-from rl4lm.options import parse_options
-from rl4lm.types import Experience, Scores, StepStats, TrainState
-from rl4lm.verify import verify
-from rl4lm.world import World
 
 TIGHT = 1e-10  # on the norm of the difference and on the ratio of norms, float64
 NOTICED = 1e-3  # what a planted bug must exceed

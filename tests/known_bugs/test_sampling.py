@@ -5,43 +5,19 @@ Every docstring begins with the public threads; conftest.py tells how the tests 
 
 from __future__ import annotations
 
-from __future__ import annotations
-import copy
-import inspect
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from typing import Any
+
 import pytest
 import torch
-from accelerate import Accelerator
 from peft import LoraConfig
-from tokenizers import Tokenizer, decoders, models
-from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
-from rl4lm import (
-    ReinforceConfig,
-    ReinforceTrainer,
-    Rollout,
-    baselines,
-    experience,
-    logprobs,
-    losses,
-    microbatch,
-    objective,
-    policy,
-    preparing,
-    sampling,
-)
-from rl4lm.baselines import BASELINES, BaselineInputs
-from rl4lm.config import COMPARES_WITHIN_PROMPT
-from rl4lm.console import Screen
+from transformers import AutoModelForCausalLM
+
+from rl4lm import ReinforceConfig, experience, preparing, sampling
 from rl4lm.diagnostics import gap_is_suspicious
-from rl4lm.errors import ConfigError, ModelError, TrainingError
+from rl4lm.errors import ConfigError, ModelError
 from rl4lm.experience import Gatherer
 from rl4lm.options import parse_options
-from rl4lm.types import Experience, Scores, StepStats, TrainState
-from rl4lm.verify import verify
 from rl4lm.world import World
 
 TIGHT = 1e-10  # on the norm of the difference and on the ratio of norms, float64
@@ -58,7 +34,9 @@ def test_the_temperature_is_in_the_sampling_log_probs_too(
     exact = architecture == "gpt2"  # the norms of the others compute in float32 anyhow
     dtype, limit = (torch.float64, 1e-12) if exact else (torch.float32, 1e-4)
     model = tiny.build_model(architecture, vocabulary=kit.VOCABULARY, dtype=dtype)
-    run = kit.Run(tiny, model=model, temperature=temperature, dtype="float64" if exact else "float32")
+    run = kit.Run(
+        tiny, model=model, temperature=temperature, dtype="float64" if exact else "float32"
+    )
     stats = run.step()
     table = tiny.naive_table(run.before, run.rollout, temperature)
     assert float((run.rollout.sampling_logprobs - table).abs().max()) < limit
@@ -74,7 +52,9 @@ def test_the_temperature_is_in_the_sampling_log_probs_too(
     ("name", "value"),
     [("top_p", 0.9), ("top_k", 50), ("min_p", 0.1), ("repetition_penalty", 1.2)],
 )
-def test_training_refuses_to_truncate_the_distribution(name, value, tiny, monkeypatch, tmp_path, kit):
+def test_training_refuses_to_truncate_the_distribution(
+    name, value, tiny, monkeypatch, tmp_path, kit
+):
     """trl#6789: top_p, top_k and min_p made the log-probs those of another function. Here the
     options are refused in Python, on the command line and in a file; the full vocabulary stays
     drawable; and a sampler that truncates all the same is noticed."""
@@ -117,7 +97,9 @@ def test_settings_for_generation_in_the_checkpoint_do_not_reach_training(tiny, t
         model.save_pretrained(tmp_path / folder)
         tiny.build_tokenizer().save_pretrained(tmp_path / folder)
     plain, greedy = (
-        kit.Run(tiny, model=str(tmp_path / folder), num_generations=8, tokenizer=tiny.build_tokenizer())
+        kit.Run(
+            tiny, model=str(tmp_path / folder), num_generations=8, tokenizer=tiny.build_tokenizer()
+        )
         for folder in ("plain", "greedy")
     )
     plain.step(), greedy.step()

@@ -1,0 +1,50 @@
+"""What the documentation names exists: functions, tests, options, files."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+
+from rl4lm.config import OPTIONS
+
+ROOT = Path(__file__).parents[1]
+PAGES = ["README.md", "CONTRIBUTING.md", *sorted(f"docs/{p.name}" for p in ROOT.glob("docs/*.md"))]
+TESTS = re.compile(r"`((?:\w+/)*test_\w+)::(test_\w+)`")
+FUNCTIONS = re.compile(r"`([a-z_]+):([A-Za-z_]+(?:\.[a-z_]+)*)`")
+LINKS = re.compile(r"\]\(([^)#]+)\)")
+MATHS = (ROOT / "docs" / "maths.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(("file", "test"), sorted(set(TESTS.findall(MATHS))))
+def test_a_proof_that_the_mathematics_page_names_is_a_test(file, test):
+    source = (ROOT / "tests" / f"{file}.py").read_text(encoding="utf-8")
+    assert f"\ndef {test}(" in source
+
+
+def test_a_function_that_the_mathematics_page_names_can_be_called():
+    options = {*OPTIONS, "dtype"}
+    named = [(m, f) for m, f in FUNCTIONS.findall(MATHS) if m not in options]
+    assert len(named) > 20
+    for module, name in named:
+        found = importlib.import_module(f"rl4lm.{module}")
+        for part in name.split("."):
+            found = getattr(found, part)
+
+
+def test_the_mathematics_page_has_every_baseline_and_every_estimator_option():
+    for name, option in OPTIONS.items():
+        if option.theme == "estimator":
+            assert f"`{name}" in MATHS or f"`{name}:" in MATHS, name
+    for name in OPTIONS["baseline"].choices:
+        assert f"`{name}`" in MATHS, name
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_to_files(page):
+    path = ROOT / page
+    for target in LINKS.findall(path.read_text(encoding="utf-8")):
+        if not target.startswith("http"):
+            assert (path.parent / target).exists(), target
