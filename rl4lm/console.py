@@ -27,7 +27,7 @@ _PROGRESS: Mapping[str, Callable[[float], str]] = {
     "effective_share": "live {:.0%}".format,
     "gradient_snr": "snr {:.2g}".format,
     "kl": "kl {:.3f}".format,
-    "variance_reduction": lambda value: f"variance {-value:+.0%}",
+    "variance_reduction": lambda value: f"variance {0.0 - value:+.0%}",
     "gradient_noise_scale": "noise scale {:.0f}".format,
     "sampler_gap_mean": "gap {:.0e}".format,
     "sampler_gap_max": "max gap {:.0e}".format,
