@@ -272,8 +272,8 @@ def verify(argv: Sequence[str]) -> None:
     config = config_from(namespace, base_for=settings_for)
     from rl4lm.console import Screen
     from rl4lm.errors import VerificationError
-    from rl4lm.verify import every_case
     from rl4lm.verify import verify as check
+    from rl4lm.verify import verify_all
     from rl4lm.world import World
 
     quiet_libraries()
@@ -282,17 +282,17 @@ def verify(argv: Sequence[str]) -> None:
     screen.only_if(world.is_main)
     if namespace.all:
         reports = []
-        for case, token_rewards in every_case(config):
-            reports.append(check(case, token_rewards, variances=False).to_dict())
+        for report in verify_all(config, prepare=quiet_libraries):
+            reports.append(report.to_dict())
             screen.verified(reports[-1])
     else:
         reports = [check(config, namespace.token_rewards).to_dict()]
         screen.verification(reports[0])
     if namespace.json and world.is_main:
         _print_json(reports if namespace.all else reports[0])
-    failed = sum(report["verdict"] == "failed" for report in reports)
+    failed = sum(found["verdict"] == "failed" for found in reports)
     if namespace.all:
-        exact = sum(report["passed"] for report in reports)
+        exact = sum(found["passed"] for found in reports)
         screen.note(
             f"{len(reports)} sets of options: {exact} exact, {len(reports) - exact - failed} with "
             f"another objective, as documented, {failed} failed"

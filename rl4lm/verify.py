@@ -17,7 +17,10 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -35,6 +38,7 @@ WHOLE_BATCHES = 50
 DRAWS = 2000  # completions of each prompt drawn to test the sampler
 _MOST_BATCHES = 120_000  # enumerated; completions are one token shorter where there would be more
 _MOST_GENERATIONS = 3
+_MOST_WORKERS = 4
 _LEAST_P = 1e-6  # of the chi-square test
 _MOST_Z = 5.0  # standard errors that a mean may be off
 
@@ -152,6 +156,28 @@ def every_case(config: ReinforceConfig) -> Iterator[tuple[ReinforceConfig, bool]
         yield replace(base, beta=0.3, kl_in="token_reward", entropy_coef=0.2), True
         yield replace(base, gamma=0.9), True
         yield replace(base, num_iterations=2), False
+
+
+def verify_all(config: ReinforceConfig, prepare: Callable[[], None]) -> Iterator[Report]:
+    """`verify` of `every_case` in order, side by side on the cores of the machine.
+
+    Args:
+        config: gives what the cases leave open, such as the seed.
+        prepare: called once in each process that helps; picklable.
+    """
+    cases = list(every_case(config))
+    workers = min(_MOST_WORKERS, os.cpu_count() or 1)
+    if workers == 1 or "RANK" in os.environ:  # launched processes work together on every case
+        yield from map(_without_variances, cases)
+        return
+    # Spawned, because a forked process may inherit a lock that one of torch's threads holds.
+    spawned = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=spawned, initializer=prepare) as pool:
+        yield from pool.map(_without_variances, cases)
+
+
+def _without_variances(case: tuple[ReinforceConfig, bool]) -> Report:
+    return verify(*case, variances=False)
 
 
 def _setting(config: ReinforceConfig) -> ReinforceConfig:

@@ -25,9 +25,10 @@ from rl4lm import (
     testbed,
     world,
 )
+from rl4lm.commands import quiet_libraries
 from rl4lm.enumeration import END, Rewards, all_completions
 from rl4lm.losses import TokenWeights
-from rl4lm.verify import chi_square, every_case, verify
+from rl4lm.verify import chi_square, every_case, verify, verify_all
 
 SMALL = {"num_generations": 2, "temperature": 0.7}
 
@@ -466,6 +467,16 @@ def test_half_of_the_matrix_is_exact_with_fewer_batches(monkeypatch):
     assert len(verdicts) == 58
     assert set(verdicts) == {("exact", False), ("another objective", True)}
     assert verdicts.count(("another objective", True)) == 4
+
+
+def test_cases_side_by_side_are_those_one_after_the_other(monkeypatch):
+    few = list(every_case(ReinforceConfig()))[:3]
+    monkeypatch.setattr("rl4lm.verify.every_case", lambda config: iter(few))
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    beside = [found.to_dict() for found in verify_all(ReinforceConfig(), quiet_libraries)]
+    monkeypatch.setenv("RANK", "0")  # launched processes do not start others
+    assert beside == [found.to_dict() for found in verify_all(ReinforceConfig(), quiet_libraries)]
+    assert [found["options"]["baseline"] for found in beside] == [c.baseline for c, _ in few]
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 4])
