@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from types import FrameType
 
-from rl4lm import commands
+from rl4lm import commands, inspecting
 from rl4lm.errors import (
     ConfigError,
     DataError,
@@ -34,9 +34,9 @@ _VERBS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
     "train": (commands.train, "fine-tune a model; with no model named, the built-in one"),
     "eval": (commands.evaluate, "greedy accuracy and reward of a model on held-out prompts"),
     "sample": (commands.sample, "look at completions of a model"),
-    "verify": (commands.verify, "compare the gradient with the exact one, by enumeration"),
-    "replay": (commands.replay, "do a logged step again, and compare loss and gradient norm"),
-    "score": (commands.score, "run a reward over completions in a file"),
+    "verify": (inspecting.verify, "compare the gradient with the exact one, by enumeration"),
+    "replay": (inspecting.replay, "do a logged step again, and compare loss and gradient norm"),
+    "score": (inspecting.score, "run a reward over completions in a file"),
 }
 
 

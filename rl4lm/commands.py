@@ -1,4 +1,4 @@
-"""The verbs of the command line: each reads its options, does its work, and prints the result.
+"""The verbs that run a model: each reads its options, does its work, and prints the result.
 
 Modules that need torch are imported inside the functions.
 """
@@ -38,23 +38,6 @@ _EVAL = (
     "seed",
     "torch_threads",
 )
-_VERIFY = (
-    "use_peft",
-    "lora_r",
-    "lora_alpha",
-    "num_generations",
-    "temperature",
-    "baseline",
-    "gamma",
-    "beta",
-    "kl_in",
-    "entropy_coef",
-    "entropy_in",
-    "num_iterations",
-    "epsilon",
-    "activation_checkpointing",
-    "seed",
-)
 _SAMPLE = (*_MODEL, *_ENDS, "num_generations", "temperature", "seed", "torch_threads")
 
 
@@ -72,7 +55,7 @@ def train(argv: Sequence[str]) -> None:
         prog="rl4lm train",
         description="Fine-tune a causal language model with REINFORCE on rule-based rewards.",
     )
-    add_config_arguments(parser, brought=settings_for(_defaults()))
+    add_config_arguments(parser, brought=settings_for(default_values()))
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
     namespace = parser.parse_args(argv)
     run_training(config_from(namespace, base_for=settings_for), as_json=namespace.json)
@@ -101,7 +84,7 @@ def run_training(config: ReinforceConfig, as_json: bool = False) -> dict[str, An
     trainer = ReinforceTrainer(args=config, screen=screen)
     summary = trainer.train()
     if as_json and trainer.world.is_main:
-        _print_json(summary)
+        print_json(summary)
     trainer.world.close()
     return summary
 
@@ -111,7 +94,7 @@ def evaluate(argv: Sequence[str]) -> None:
     parser = OptionParser(
         prog="rl4lm eval", description="Greedy accuracy and reward of a model on prompts."
     )
-    add_config_arguments(parser, _EVAL, brought=settings_for(_defaults()))
+    add_config_arguments(parser, _EVAL, brought=settings_for(default_values()))
     parser.add_argument("--json", action="store_true", help="print the metrics as JSON")
     namespace = parser.parse_args(argv)
     config = config_from(namespace, base_for=_only(_EVAL))
@@ -143,7 +126,7 @@ def evaluate(argv: Sequence[str]) -> None:
     if not world.is_main:
         return
     if namespace.json:
-        _print_json(metrics)
+        print_json(metrics)
     else:
         Screen().metrics(f"{config.model_name_or_path} on {config.dataset_name}, {split}", metrics)
 
@@ -151,7 +134,7 @@ def evaluate(argv: Sequence[str]) -> None:
 def sample(argv: Sequence[str]) -> None:
     """``rl4lm sample``: completions of prompts, to look at."""
     parser = OptionParser(prog="rl4lm sample", description="Completions of a model, to look at.")
-    add_config_arguments(parser, _SAMPLE, brought=settings_for(_defaults()))
+    add_config_arguments(parser, _SAMPLE, brought=settings_for(default_values()))
     parser.add_argument("--prompt", action="append", help="a prompt; may be repeated")
     parser.add_argument("--top_k", type=int, default=0, help="most likely tokens kept; 0 = all")
     parser.add_argument("--top_p", type=float, default=1.0, help="nucleus kept; 1 = all")
@@ -170,7 +153,7 @@ def sample(argv: Sequence[str]) -> None:
     rows = list(_samples(config, namespace))
     for row in rows:
         if namespace.json:
-            _print_json(row, indent=None)
+            print_json(row, indent=None)
     if not namespace.json:
         from rl4lm.console import Screen
 
@@ -225,112 +208,8 @@ def _sample_rows(
         }
 
 
-def score(argv: Sequence[str]) -> None:
-    """``rl4lm score``: a reward over completions in a file."""
-    parser = OptionParser(
-        prog="rl4lm score",
-        description="Run a reward over rows that hold prompt, completion and any columns.",
-        usage="%(prog)s --reward NAME --data rows.jsonl [--out scored.jsonl] [--json]",
-    )
-    parser.add_argument("--reward", help="package.module:function or path/to/file.py:function")
-    parser.add_argument("--data", help="a jsonl file with a row per line")
-    parser.add_argument("--out", help="where the rows go with `reward` and `detail` added")
-    parser.add_argument("--json", action="store_true", help="print the summary as JSON")
-    namespace = parser.parse_args(argv)
-    for name in ("reward", "data"):
-        if getattr(namespace, name) is None:
-            raise ConfigError(f"--{name} is missing; usage: {parser.format_usage()[7:].strip()}")
-    resolve_rewards([namespace.reward])
-    from rl4lm.workbench import read_rows, score_rows, summarize_scores, write_rows
-
-    scored = score_rows(read_rows(Path(namespace.data)), namespace.reward)
-    if namespace.out is not None:
-        write_rows(Path(namespace.out), scored)
-    summary = summarize_scores(scored)
-    if namespace.json:
-        _print_json(summary)
-    else:
-        from rl4lm.console import Screen
-
-        Screen().scores(namespace.reward, scored, summary)
-
-
-def verify(argv: Sequence[str]) -> None:
-    """``rl4lm verify``: the gradient against exact enumeration."""
-    parser = OptionParser(
-        prog="rl4lm verify",
-        description="Compare the trainer's own gradient with the exact one, by enumerating every "
-        "completion of a tiny model. Estimator options are taken, those of a whole run too in "
-        "--config; model, data and rewards are the tiny problem's, with at most 3 completions a "
-        "prompt.",
-    )
-    add_config_arguments(parser, _VERIFY, brought=settings_for(_defaults()))
-    parser.add_argument("--token_rewards", action="store_true", help="pay every token apart")
-    parser.add_argument("--all", action="store_true", help="every baseline and estimator option")
-    parser.add_argument("--json", action="store_true", help="print what was found as JSON")
-    namespace = parser.parse_args(argv)
-    config = config_from(namespace, base_for=settings_for)
-    from rl4lm.console import Screen
-    from rl4lm.errors import VerificationError
-    from rl4lm.verify import verify as check
-    from rl4lm.verify import verify_all
-    from rl4lm.world import World
-
-    quiet_libraries()
-    world = World()
-    screen = Screen(stderr=namespace.json)
-    screen.only_if(world.is_main)
-    if namespace.all:
-        reports = []
-        for report in verify_all(config, prepare=quiet_libraries):
-            reports.append(report.to_dict())
-            screen.verified(reports[-1])
-    else:
-        reports = [check(config, namespace.token_rewards).to_dict()]
-        screen.verification(reports[0])
-    if namespace.json and world.is_main:
-        _print_json(reports if namespace.all else reports[0])
-    failed = sum(found["verdict"] == "failed" for found in reports)
-    if namespace.all:
-        exact = sum(found["passed"] for found in reports)
-        screen.note(
-            f"{len(reports)} sets of options: {exact} exact, {len(reports) - exact - failed} with "
-            f"another objective, as documented, {failed} failed"
-        )
-    world.close()
-    if failed:
-        raise VerificationError(f"{failed} of {len(reports)} sets of options failed")
-
-
-def replay(argv: Sequence[str]) -> None:
-    """``rl4lm replay``: a logged step done again."""
-    parser = OptionParser(
-        prog="rl4lm replay",
-        description="Recompute the loss and the gradient norm of a logged step from the nearest "
-        "earlier checkpoint, or the start of the run, through the logged completions.",
-        usage="%(prog)s RUN_DIR --step N [--json]",
-    )
-    parser.add_argument("run", metavar="RUN_DIR", nargs="?", help="folder of the run")
-    parser.add_argument("--step", type=int, help="the step, counted from 1 as in metrics.jsonl")
-    parser.add_argument("--json", action="store_true", help="print what was found as JSON")
-    namespace = parser.parse_args(argv)
-    if namespace.run is None or namespace.step is None:
-        raise ConfigError(f"name a run and a step; usage: {parser.format_usage()[7:].strip()}")
-    from rl4lm.console import Screen
-    from rl4lm.errors import VerificationError
-    from rl4lm.replay import replay as do_again
-
-    quiet_libraries()
-    found = do_again(Path(namespace.run), namespace.step)
-    screen = Screen(stderr=namespace.json)
-    screen.replayed(found.to_dict())
-    if namespace.json:
-        _print_json(found.to_dict())
-    if not found.agrees:
-        raise VerificationError(f"step {namespace.step} does not come out as it was logged")
-
-
-def _defaults() -> dict[str, Any]:
+def default_values() -> dict[str, Any]:
+    """Every option at its default, as a command line that names none would have it."""
     return {name: option.default for name, option in OPTIONS.items()}
 
 
@@ -351,5 +230,6 @@ def quiet_libraries() -> None:
     logging.set_verbosity_error()
 
 
-def _print_json(value: Any, indent: int | None = 2) -> None:
+def print_json(value: Any, indent: int | None = 2) -> None:
+    """Write a value to the standard output; what JSON cannot say becomes null."""
     print(json.dumps(plain(value), indent=indent, ensure_ascii=False, allow_nan=False))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -17,21 +17,21 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from rl4lm.wording import (
+    clock,
+    describe_evaluation,
+    evaluation_value,
+    headline,
+    one_line,
+    options_line,
+    step_numbers,
+    verdict,
+)
+
 _TABLE_ROWS = 5
 _WARNINGS_SHOWN = 3  # of each kind that may come with every step
 _SCORE_ROWS = 20
 _PLAIN_WIDTH = 120  # columns of a table in a file
-# Metric -> how the progress line shows it, what matters most first.
-_PROGRESS: Mapping[str, Callable[[float], str]] = {
-    "tokens_per_second": "{:,.0f} tok/s".format,
-    "effective_share": "live {:.0%}".format,
-    "gradient_snr": "snr {:.2g}".format,
-    "kl": "kl {:.3f}".format,
-    "variance_reduction": lambda value: f"variance {0.0 - value:+.0%}",
-    "gradient_noise_scale": "noise scale {:.0f}".format,
-    "sampler_gap_mean": "gap {:.0e}".format,
-    "sampler_gap_max": "max gap {:.0e}".format,
-}
 _BAR_WIDTH = 45  # columns that the bar, the step and the time left need on a terminal
 _SELDOM = ("variance_reduction", "gradient_snr", "gradient_noise_scale")
 _NUMBERS_WIDTH = 42  # columns that a table of completions needs besides prompt and completion
@@ -95,7 +95,7 @@ class Screen:
         """Show the numbers of a finished step; `step` counts from 1."""
         measured = {name: metrics.get(name) for name in _SELDOM}
         self._seldom |= {name: value for name, value in measured.items() if value is not None}
-        parts = _numbers({**metrics, **self._seldom})
+        parts = step_numbers({**metrics, **self._seldom})
         numbers = "  ".join(parts)
         if self._progress is not None:
             room = self._console.width - _BAR_WIDTH
@@ -105,7 +105,7 @@ class Screen:
         elif step % self._logging_steps == 0 or step in (1, self._total):
             elapsed = time.monotonic() - self._started
             left = elapsed / (step - self._first_step) * (self._total - step)
-            self.note(f"step {step}/{self._total}  {numbers}  {_clock(left)} left")
+            self.note(f"step {step}/{self._total}  {numbers}  {clock(left)} left")
 
     def skipped(self, step: int, metrics: Mapping[str, float | None]) -> None:
         """Say why a step changed nothing."""
@@ -155,8 +155,8 @@ class Screen:
         for row in rows[:_TABLE_ROWS]:
             cut = " (cut off)" if row["truncated"] else ""
             table.add_row(
-                _one_line(row["prompt"], room),
-                _one_line(row["completion"], room) + cut,
+                one_line(row["prompt"], room),
+                one_line(row["completion"], room) + cut,
                 "none" if row["reward"] is None else f"{row['reward']:.2f}",
                 f"{row['advantage']:+.2f}",
             )
@@ -176,8 +176,10 @@ class Screen:
         table = Table(box=None, padding=(0, 2))
         for header in ("", "before", "after"):
             table.add_column(header, justify="left" if not header else "right")
-        for name in _headline(after):
-            table.add_row(name, _value(name, before.get(name)), _value(name, after[name]))
+        for name in headline(after):
+            table.add_row(
+                name, evaluation_value(name, before.get(name)), evaluation_value(name, after[name])
+            )
         self._console.print()
         self._console.print(table)
         self.note(footer)
@@ -185,8 +187,8 @@ class Screen:
     def metrics(self, title: str, metrics: Mapping[str, float]) -> None:
         """An evaluation as a table."""
         table = Table(title=escape(title), title_justify="left", box=None, show_header=False)
-        for name in _headline(metrics):
-            table.add_row(name, _value(name, metrics[name]))
+        for name in headline(metrics):
+            table.add_row(name, evaluation_value(name, metrics[name]))
         self._console.print(table)
         self.note(f"  {metrics['samples']:.0f} prompts, greedy")
 
@@ -198,8 +200,8 @@ class Screen:
             table.add_column(header, justify=justify, overflow="fold")  # type: ignore[arg-type]
         for row in rows:
             cut = " (cut off)" if row["truncated"] else ""
-            text = _one_line(row["completion"], 200) + cut
-            table.add_row(_one_line(row["prompt"]), text, f"{row['logprob']:.2f}")
+            text = one_line(row["completion"], 200) + cut
+            table.add_row(one_line(row["prompt"]), text, f"{row['logprob']:.2f}")
         self._console.print(table)
 
     def scores(
@@ -212,9 +214,9 @@ class Screen:
             table.add_column(header, justify=justify, overflow="fold")  # type: ignore[arg-type]
         for row in rows[:_SCORE_ROWS]:
             reward = "none" if row["reward"] is None else f"{row['reward']:.3g}"
-            detail = "" if row["detail"] is None else _one_line(row["detail"])
+            detail = "" if row["detail"] is None else one_line(row["detail"])
             completion = row["completion"]
-            table.add_row(_one_line(row["prompt"], 40), _one_line(completion), reward, detail)
+            table.add_row(one_line(row["prompt"], 40), one_line(completion), reward, detail)
         self._console.print(table)
         mean = "none" if summary["mean"] is None else f"{summary['mean']:.3f}"
         more = f" (the first {_SCORE_ROWS} shown)" if len(rows) > _SCORE_ROWS else ""
@@ -225,7 +227,7 @@ class Screen:
 
     def verification(self, report: Mapping[str, Any]) -> None:
         """What `verify` found about one set of options: checks, verdict, variances."""
-        self.note(f"J = {report['objective']};  {_options_line(report['options'])}")
+        self.note(f"J = {report['objective']};  {options_line(report['options'])}")
         table = Table(box=None, padding=(0, 2))
         for header in ("check", "found", "allowed", ""):
             table.add_column(header, justify="left" if header in ("check", "") else "right")
@@ -242,7 +244,7 @@ class Screen:
             for name, value in report["variance"].items():
                 table.add_row(name, f"{value:.3f}")
             self._console.print(table)
-        self.note(_verdict(report))
+        self.note(verdict(report))
 
     def replayed(self, found: Mapping[str, Any]) -> None:
         """Logged steps done again: the one asked for, and where the first difference is."""
@@ -268,83 +270,5 @@ class Screen:
         worst = max(c["value"] / c["limit"] * 1e-9 for c in report["checks"] if c["limit"] < 1e-7)
         self.note(
             f"{report['verdict']:17}  scale {report['scale']:.3f}  worst error {worst:.0e}  "
-            f"{_options_line(report['options'])}"
+            f"{options_line(report['options'])}"
         )
-
-
-def _options_line(options: Mapping[str, Any]) -> str:
-    """The options of a verification that say something, in a line."""
-    told = [
-        f"{options['baseline']}, G = {options['num_generations']}",
-        "LoRA" if options["use_peft"] else "all weights",
-        f"temperature {options['temperature']:g}",
-    ]
-    told += ["rewards per token"] if options["token_rewards"] else []
-    told += [f"gamma {options['gamma']:g}"] if options["gamma"] < 1 else []
-    told += [f"KL {options['beta']:g} in {options['kl_in']}"] if options["beta"] else []
-    if options["entropy_coef"]:
-        told.append(f"entropy {options['entropy_coef']:g} in {options['entropy_in']}")
-    if options["processes"] > 1:
-        told.append(f"{options['processes']} processes")
-    if options["num_iterations"] > 1 or options["epsilon"] is not None:
-        told.append(f"{options['num_iterations']} updates with a clip")
-    return ", ".join(told)
-
-
-def _verdict(report: Mapping[str, Any]) -> str:
-    scale = "" if report["scale"] == 1 else f"{report['scale']:.4g} times "
-    if report["verdict"] == "exact":
-        return f"exact: the expected gradient is {scale}the gradient of J"
-    if report["verdict"] == "failed":
-        return "FAILED: the gradient is not what the documentation says"
-    return (
-        f"another objective, as documented: {report['why']} (cosine {report['cosine']:.3f} to the "
-        f"gradient of J, {100 * report['residual']:.1f} % off)"
-    )
-
-
-def describe_evaluation(metrics: Mapping[str, float]) -> str:
-    """The numbers of an evaluation in a line."""
-    names = [n for n in _headline(metrics) if not n.startswith("accuracy/")]
-    parts = [f"{name} {_value(name, metrics[name])}" for name in names]
-    return f"{', '.join(parts)} ({metrics['samples']:.0f} prompts)"
-
-
-def _headline(metrics: Mapping[str, float]) -> list[str]:
-    names = [n for n in metrics if n == "accuracy" or n.startswith("accuracy/")]
-    return [*names, "reward", "ended", "mean_length"]
-
-
-def _value(name: str, value: float | None) -> str:
-    if value is None:
-        return "-"
-    if name == "ended" or name.split("/")[0] == "accuracy":
-        return f"{100 * value:.1f} %"
-    return f"{value:.3f}" if name == "reward" else f"{value:.1f}"
-
-
-def _numbers(metrics: Mapping[str, float | None]) -> list[str]:
-    """The numbers of the progress line; those that are not defined are left out."""
-    reward = metrics["reward"]
-    parts = [f"reward {'none' if reward is None else f'{reward:.3f}'}"]
-    for name, show in _PROGRESS.items():
-        value = metrics.get(name)
-        if value is not None:
-            parts.append(show(value))
-    return parts
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
-
-
-def _one_line(text: Any, width: int = 60) -> str:
-    """Text on one line, its control characters visible, long ones shortened in the middle."""
-    shown = (
-        str(text).encode("unicode_escape").decode() if not str(text).isprintable() else str(text)
-    )
-    if len(shown) > width:
-        shown = f"{shown[: width // 2 - 1]}…{shown[-(width // 2) :]}"
-    return escape(shown)

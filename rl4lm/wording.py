@@ -1,0 +1,102 @@
+"""Numbers in words: how what was measured reads on a line of the screen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from rich.markup import escape
+
+# Metric -> how the progress line shows it, what matters most first.
+_PROGRESS: Mapping[str, Callable[[float], str]] = {
+    "tokens_per_second": "{:,.0f} tok/s".format,
+    "effective_share": "live {:.0%}".format,
+    "gradient_snr": "snr {:.2g}".format,
+    "kl": "kl {:.3f}".format,
+    "variance_reduction": lambda value: f"variance {0.0 - value:+.0%}",
+    "gradient_noise_scale": "noise scale {:.0f}".format,
+    "sampler_gap_mean": "gap {:.0e}".format,
+    "sampler_gap_max": "max gap {:.0e}".format,
+}
+
+
+def options_line(options: Mapping[str, Any]) -> str:
+    """The options of a verification that say something, in a line."""
+    told = [
+        f"{options['baseline']}, G = {options['num_generations']}",
+        "LoRA" if options["use_peft"] else "all weights",
+        f"temperature {options['temperature']:g}",
+    ]
+    told += ["rewards per token"] if options["token_rewards"] else []
+    told += [f"gamma {options['gamma']:g}"] if options["gamma"] < 1 else []
+    told += [f"KL {options['beta']:g} in {options['kl_in']}"] if options["beta"] else []
+    if options["entropy_coef"]:
+        told.append(f"entropy {options['entropy_coef']:g} in {options['entropy_in']}")
+    if options["processes"] > 1:
+        told.append(f"{options['processes']} processes")
+    if options["num_iterations"] > 1 or options["epsilon"] is not None:
+        told.append(f"{options['num_iterations']} updates with a clip")
+    return ", ".join(told)
+
+
+def verdict(report: Mapping[str, Any]) -> str:
+    """What a verification came to, in a sentence."""
+    scale = "" if report["scale"] == 1 else f"{report['scale']:.4g} times "
+    if report["verdict"] == "exact":
+        return f"exact: the expected gradient is {scale}the gradient of J"
+    if report["verdict"] == "failed":
+        return "FAILED: the gradient is not what the documentation says"
+    return (
+        f"another objective, as documented: {report['why']} (cosine {report['cosine']:.3f} to the "
+        f"gradient of J, {100 * report['residual']:.1f} % off)"
+    )
+
+
+def describe_evaluation(metrics: Mapping[str, float]) -> str:
+    """The numbers of an evaluation in a line."""
+    names = [n for n in headline(metrics) if not n.startswith("accuracy/")]
+    parts = [f"{name} {evaluation_value(name, metrics[name])}" for name in names]
+    return f"{', '.join(parts)} ({metrics['samples']:.0f} prompts)"
+
+
+def headline(metrics: Mapping[str, float]) -> list[str]:
+    """The metrics that a person would ask for, in order."""
+    names = [n for n in metrics if n == "accuracy" or n.startswith("accuracy/")]
+    return [*names, "reward", "ended", "mean_length"]
+
+
+def evaluation_value(name: str, value: float | None) -> str:
+    """A metric of an evaluation as a person reads it."""
+    if value is None:
+        return "-"
+    if name == "ended" or name.split("/")[0] == "accuracy":
+        return f"{100 * value:.1f} %"
+    return f"{value:.3f}" if name == "reward" else f"{value:.1f}"
+
+
+def step_numbers(metrics: Mapping[str, float | None]) -> list[str]:
+    """The numbers of the progress line; those that are not defined are left out."""
+    reward = metrics["reward"]
+    parts = [f"reward {'none' if reward is None else f'{reward:.3f}'}"]
+    for name, show in _PROGRESS.items():
+        value = metrics.get(name)
+        if value is not None:
+            parts.append(show(value))
+    return parts
+
+
+def clock(seconds: float) -> str:
+    """Seconds as minutes and seconds, with hours where there are any."""
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def one_line(text: Any, width: int = 60) -> str:
+    """Text on one line, its control characters visible, long ones shortened in the middle."""
+    shown = (
+        str(text).encode("unicode_escape").decode() if not str(text).isprintable() else str(text)
+    )
+    if len(shown) > width:
+        shown = f"{shown[: width // 2 - 1]}…{shown[-(width // 2) :]}"
+    return escape(shown)
