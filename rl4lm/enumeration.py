@@ -49,7 +49,7 @@ def perturb(parameters: Any, seed: int, size: float) -> None:
     with torch.no_grad():
         for parameter in parameters:
             noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-            parameter.add_(size * noise)
+            parameter.add_(size * noise.to(parameter.device))
 
 
 def tiny_tokenizer() -> Any:

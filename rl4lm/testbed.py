@@ -82,10 +82,9 @@ class Testbed:
         self.trainer = self._make_trainer(tiny_model(config.seed), config)
         self.learner = self.trainer.learner
         self.parameters = self.trainer.policy.trainable()
-        model = self.trainer.policy.module.model
-        self._reference = copy.deepcopy(model)  # before the policy leaves it
+        self._reference = self._bare_model()  # before the policy leaves it
         perturb(self.parameters.values(), config.seed + 1, 0.2)
-        self.model = copy.deepcopy(model)
+        self.model = self._bare_model()
         self.truth = self.measure()
         self.rollout = self._all_completions()
         self.stated = Stated(config, self.truth, self.rewards, token_rewards)
@@ -110,9 +109,13 @@ class Testbed:
                 screen=Screen(quiet=True),
             )
 
+    def _bare_model(self) -> Any:
+        """A copy of the policy's model as it is now, on the CPU: the truth is worked out there."""
+        return copy.deepcopy(self.trainer.policy.module.model).cpu().eval()
+
     def measure(self) -> Truth:
         """The policy as it is now, written down through a bare model with its weights."""
-        model = copy.deepcopy(self.trainer.policy.module.model).eval()
+        model = self._bare_model()
         named = dict(model.named_parameters())
         leaves = {name: named[name] for name in self.parameters}
         return measure(model, leaves, self._reference, self.completions, self.config.temperature)
@@ -236,7 +239,7 @@ class Testbed:
             return earned[p, o] - self.config.beta * divergence - self.config.entropy_coef * log_pi
 
         return gradient_of_expectation(
-            self.model.eval(),
+            self.model,
             {name: named[name] for name in self.parameters},
             self.completions,
             self.config.temperature,
@@ -331,4 +334,4 @@ class Testbed:
 
 
 def _flat(gradient: Mapping[str, Tensor]) -> Tensor:
-    return torch.cat([part.flatten() for part in gradient.values()])
+    return torch.cat([part.flatten() for part in gradient.values()]).cpu()

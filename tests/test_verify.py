@@ -78,6 +78,14 @@ def test_the_gradient_is_exact_for(options):
     assert max(errors) < 1e-12
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("options", [{}, {"use_peft": True, "beta": 0.3, "entropy_coef": 0.2}])
+def test_the_gradient_is_exact_on_a_gpu(options):
+    """The trainer works on the device; the truth is worked out on the CPU."""
+    assert torch.cuda.is_available()
+    assert report(**options).passed
+
+
 OTHERS = {
     "grpo_k3": ({"beta": 0.3, "kl_in": "grpo_k3"}, "k3 in the loss"),
     "entropy in the loss": ({"entropy_coef": 0.3, "entropy_in": "loss"}, "a regulariser"),

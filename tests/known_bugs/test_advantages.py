@@ -260,7 +260,10 @@ def expected_kl_step(
     initial = copy.deepcopy(model).eval()
     sizes = {"prompts_per_step": 1, "num_generations": 1, "max_completion_length": 1}
     options = {"beta": 0.3, "kl_in": kl_in, "baseline": "none", **sizes}
-    nothing = lambda completions, **kwargs: [0.0] * len(completions)  # noqa: E731
+
+    def nothing(completions, **kwargs):
+        return [0.0] * len(completions)
+
     run = kit.Run(tiny, nothing, model, ["t1 t2"], **options).disturb(0.3)
     start = run.weights()
     prompt = torch.tensor([[1, 2]])
