@@ -164,7 +164,6 @@ BASELINES: Mapping[str, Baseline] = {
     "prompt_value": prompt_value,
     "linear_value": linear_value,
 }
-BASELINE_NAMES = tuple(BASELINES)
 NEEDS_TWO_GENERATIONS = frozenset({"prompt_mean", "prompt_leave_one_out", "length_weighted"})
 KEEPS_HISTORY = frozenset({"moving_average", "prompt_value", "linear_value"})
 NEEDS_FEATURES = frozenset({"linear_value"})

@@ -38,9 +38,9 @@ class Replayed:
     """A step as it was logged and as it came out again."""
 
     step: int
-    loss: float
+    loss: float | None  # None where the log holds no finite number
     loss_again: float
-    grad_norm: float
+    grad_norm: float | None
     grad_norm_again: float
     difference: float  # the larger relative difference of the two
     agrees: bool
@@ -228,12 +228,16 @@ def _scores(rows: Sequence[Row], group: int) -> Scores:
 
 
 def _compare(step: int, logged: Row, found: Mapping[str, Any], tolerance: float) -> Replayed:
-    pairs = [(logged[name], found[name]) for name in ("loss", "grad_norm")]
+    pairs = [(logged.get(name), found[name]) for name in ("loss", "grad_norm")]
     difference = max(_relative(a, b) for a, b in pairs)
     (loss, loss_again), (norm, norm_again) = pairs
     return Replayed(step, loss, loss_again, norm, norm_again, difference, difference <= tolerance)
 
 
-def _relative(a: float, b: float) -> float:
+def _relative(logged: float | None, found: float | None) -> float:
+    """The relative difference; what is not finite (null in the log) equals only its like."""
+    a, b = (math.nan if value is None else value for value in (logged, found))
+    if not (math.isfinite(a) and math.isfinite(b)):
+        return math.inf if math.isfinite(a) or math.isfinite(b) else 0.0
     size = max(abs(a), abs(b))
     return abs(a - b) / size if size else 0.0

@@ -269,7 +269,7 @@ def _check_batches(batches: Batches, stated: Tensor, spread: float) -> Iterator[
     yield _at_most(f"{len(batches.found)} whole batches through the step", worst, LIMIT)
     if batches.later:
         gaps = [float((a - b).norm() / b.norm().clamp(min=usual / 100)) for a, b in batches.later]
-        yield _at_most(f"{len(gaps)} second updates, clipped", max(gaps), LIMIT)
+        yield _at_most(f"{len(gaps)} second updates, clipped", _largest(gaps), LIMIT)
     along = (batches.found - stated) @ (stated / stated.norm())  # [K]
     z = abs(float(along.mean())) / spread * math.sqrt(len(along)) if spread else math.inf
     yield _at_most("mean of these steps, standard errors off", z, _MOST_Z)
@@ -277,8 +277,8 @@ def _check_batches(batches: Batches, stated: Tensor, spread: float) -> Iterator[
 
 def _check_sampler(draws: Sequence[Draws]) -> Iterator[Check]:
     """That completions come as often as π says, with the log-probs that they have."""
-    yield _at_most("log-probs at sampling time", max(drawn.gap for drawn in draws), LIMIT)
-    least = min(chi_square(drawn.completions, drawn.probability) for drawn in draws)
+    yield _at_most("log-probs at sampling time", _largest([d.gap for d in draws]), LIMIT)
+    least = -_largest([-chi_square(drawn.completions, drawn.probability) for drawn in draws])
     yield Check("chi-square of the sampler, p", least, _LEAST_P, least >= _LEAST_P)
 
 
@@ -298,6 +298,11 @@ def chi_square(drawn: Tensor, probability: Tensor) -> float:
 
 def _relative(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).norm() / expected.norm())
+
+
+def _largest(values: Sequence[float]) -> float:
+    """The largest value, or nan where one is: Python's max may pass over it."""
+    return float(torch.tensor(values, dtype=torch.float64).max())
 
 
 def _at_most(name: str, value: float, limit: float) -> Check:

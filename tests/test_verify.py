@@ -28,7 +28,7 @@ from rl4lm import (
 from rl4lm.commands import quiet_libraries
 from rl4lm.enumeration import END, Rewards, all_completions
 from rl4lm.losses import TokenWeights
-from rl4lm.verify import chi_square, every_case, verify, verify_all
+from rl4lm.verify import _check_sampler, chi_square, every_case, verify, verify_all
 
 SMALL = {"num_generations": 2, "temperature": 0.7}
 
@@ -503,6 +503,14 @@ def test_the_chi_square_test_is_that_of_a_table():
     even = torch.tensor([0.5, 0.5], dtype=torch.float64)
     assert chi_square(drawn, even) == pytest.approx(math.erfc(math.sqrt(2)), rel=1e-9)
     assert chi_square(torch.tensor([0] * 50 + [1] * 50), even) == 1.0
+
+
+@pytest.mark.parametrize("gaps", [(math.nan, 0.0), (0.0, math.nan)])
+def test_a_number_that_is_none_passes_no_check(gaps):
+    even = torch.tensor([0.5, 0.5], dtype=torch.float64)
+    draws = [testbed.Draws(torch.tensor([0, 1] * 50), even, gap) for gap in gaps]
+    found = {check.name: check.passed for check in _check_sampler(draws)}
+    assert found == {"log-probs at sampling time": False, "chi-square of the sampler, p": True}
 
 
 def test_the_variances_are_those_of_many_steps():

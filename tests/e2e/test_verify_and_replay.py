@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -16,7 +17,7 @@ from rl4lm.baselines import BASELINES, NEEDS_TWO_GENERATIONS
 from rl4lm.builtin import model_path
 from rl4lm.console import Screen
 from rl4lm.errors import ConfigError
-from rl4lm.replay import replay
+from rl4lm.replay import _compare, replay
 
 CPU2 = Path(__file__).parents[2] / "recipes" / "accelerate" / "cpu2.yaml"
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CPU2)]
@@ -199,6 +200,15 @@ def test_a_log_that_this_code_would_not_write_is_found_out_at_its_first_wrong_st
     assert found["first_disagreement"] == 2
     assert "step 3 does NOT agree" in done.stderr
     assert replay(tmp_path / "run", 4).agrees  # from the checkpoint after it
+
+
+@pytest.mark.parametrize(
+    ("logged", "found", "agrees"),
+    [(2.0, 2.0, True), (2.0, math.nan, False), (None, 2.0, False), (None, math.nan, True)],
+)
+def test_a_norm_that_is_not_finite_agrees_with_no_finite_one(logged, found, agrees):
+    pair = {"loss": 1.0, "grad_norm": logged}, {"loss": 1.0, "grad_norm": found}
+    assert _compare(1, *pair, 1e-4).agrees == agrees
 
 
 def test_what_cannot_be_replayed_is_refused_in_words(run, tmp_path):
