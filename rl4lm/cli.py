@@ -69,15 +69,22 @@ def run(action: Callable[[], object]) -> int:
         if error.__cause__ is not None:
             sys.excepthook(type(error.__cause__), error.__cause__, error.__cause__.__traceback__)
         return 1
-    except KeyboardInterrupt:
-        _say("interrupted; the log so far is kept, weights of an unfinished run are not saved")
-        return 130
+    except KeyboardInterrupt as stop:
+        word, code = ("terminated", 143) if isinstance(stop, _Terminated) else ("interrupted", 130)
+        _say(f"{word}; the log so far is kept, weights of an unfinished run are not saved")
+        return code
     return 0
 
 
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, treated as Ctrl-C is wherever it arrives.
+
+    Not SystemExit: inside a reward that would be taken for a `sys.exit` of the reward's own.
+    """
+
+
 def _terminate(number: int, frame: FrameType | None) -> None:
-    _say("terminated; the log so far is kept, weights of an unfinished run are not saved")
-    sys.exit(128 + number)
+    raise _Terminated
 
 
 def _is_first_process() -> bool:

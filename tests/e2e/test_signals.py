@@ -11,6 +11,14 @@ import time
 
 import pytest
 
+REWARD = """
+import os, signal
+def stops(completions, **kwargs):
+    os.kill(os.getpid(), signal.{name})
+    return [0.0] * len(completions)
+async def stops_while_awaited(completions, **kwargs):
+    return stops(completions)
+"""
 SIZES = ["--prompts_per_step", "4", "--max_steps", "100000", "--eval_samples", "4"]
 
 
@@ -43,3 +51,25 @@ def test_a_signal_ends_a_run_with_its_exit_code_and_a_whole_log(number, code, wo
     lines = [json.loads(line) for line in metrics.read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))
     assert not (run / "model").exists()
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("function", ["stops", "stops_while_awaited"])
+@pytest.mark.parametrize(
+    ("name", "code", "word"), [("SIGINT", 130, "interrupted"), ("SIGTERM", 143, "terminated")]
+)
+def test_a_signal_that_arrives_in_a_reward_is_not_the_rewards_failure(
+    function, name, code, word, tmp_path
+):
+    (tmp_path / "my.py").write_text(REWARD.format(name=name))
+    asked = ["--output_dir", "run", "--reward_funcs", f"my.py:{function}", *SIZES]
+    done = subprocess.run(
+        [sys.executable, "-m", "rl4lm", "train", *asked],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        encoding="utf-8",
+    )
+    assert done.returncode == code, done.stderr
+    assert word in done.stderr
+    assert "Traceback" not in done.stderr
