@@ -22,6 +22,11 @@ async def stops_while_awaited(completions, **kwargs):
 SIZES = ["--prompts_per_step", "4", "--max_steps", "100000", "--eval_samples", "4"]
 
 
+def _listen_to_interrupts() -> None:
+    """What runs in the background of a shell is started with interrupts ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize(
     ("number", "code", "word"),
@@ -32,6 +37,7 @@ def test_a_signal_ends_a_run_with_its_exit_code_and_a_whole_log(number, code, wo
     process = subprocess.Popen(
         [sys.executable, "-m", "rl4lm", "train", "--output_dir", str(run), *SIZES],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
+        preexec_fn=_listen_to_interrupts,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         encoding="utf-8",
@@ -67,6 +73,7 @@ def test_a_signal_that_arrives_in_a_reward_is_not_the_rewards_failure(
         [sys.executable, "-m", "rl4lm", "train", *asked],
         cwd=tmp_path,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
+        preexec_fn=_listen_to_interrupts,
         capture_output=True,
         encoding="utf-8",
     )
