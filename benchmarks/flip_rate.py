@@ -25,10 +25,11 @@ from rl4lm import ReinforceConfig, ReinforceTrainer
 from rl4lm.builtin import model_settings
 from rl4lm.commands import quiet_libraries
 from rl4lm.console import Screen
+from rl4lm.drawing import InverseCdf
 from rl4lm.logprobs import log_softmax
 from rl4lm.preparing import inference_mode_of
 from rl4lm.randomness import Stream
-from rl4lm.sampling import EndRule, InverseCdf, generate
+from rl4lm.sampling import EndRule, generate
 
 MODEL = "builtin:tiny-arithmetic"
 PROCESSES = (2, 4, 16)

@@ -143,7 +143,7 @@ def assemble_policy(
         activation_checkpointing=config.activation_checkpointing,
     )
     world.broadcast([*network.parameters(), *network.buffers()])
-    return policy, probe(policy)
+    return policy, probe(policy, config.fast_path)
 
 
 def _network(

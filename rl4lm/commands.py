@@ -163,9 +163,10 @@ def sample(argv: Sequence[str]) -> None:
 def _samples(config: ReinforceConfig, namespace: Any) -> Iterator[dict[str, Any]]:
     from rl4lm.assembly import assemble_policy, end_rule
     from rl4lm.data import PromptData
+    from rl4lm.drawing import InverseCdf, greedy, keep_most_likely
     from rl4lm.preparing import inference_mode_of
     from rl4lm.randomness import Stream
-    from rl4lm.sampling import InverseCdf, generate, greedy, keep_most_likely
+    from rl4lm.sampling import generate
     from rl4lm.world import World
 
     data = PromptData([{"prompt": p} for p in namespace.prompt], "prompt", "given")

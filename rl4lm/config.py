@@ -237,6 +237,13 @@ class ReinforceConfig:
         "padded tokens of a forward and backward pass: bounds memory, never changes the gradient",
         ge=1,
     )
+    fast_path: bool = option(
+        "optimizer",
+        True,
+        "pack training rows without padding, prompts shared by their completions, and decode from "
+        "a cache of fixed size, where the model allows it; false = one padded row a completion. "
+        "Changes speed and memory, never the gradient",
+    )
     activation_checkpointing: bool = option(
         "optimizer", False, "recompute activations in the backward pass: less memory, more time"
     )

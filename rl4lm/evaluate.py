@@ -13,10 +13,11 @@ from typing import Any
 import torch
 
 from rl4lm.data import PromptData
+from rl4lm.drawing import greedy
 from rl4lm.policy import Policy
 from rl4lm.preparing import inference_mode_of
 from rl4lm.reward_lookup import NamedReward
-from rl4lm.sampling import EndRule, generate, greedy
+from rl4lm.sampling import EndRule, generate
 from rl4lm.scoring import RewardContext, Scorer
 from rl4lm.types import Example, Rollout
 from rl4lm.world import World

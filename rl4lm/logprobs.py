@@ -12,7 +12,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from rl4lm.head import LinearHead, is_plain
 
 Head = Callable[[Tensor], Tensor]  # hidden [n, H] -> logits [n, V]
 
@@ -55,7 +57,9 @@ def tiled_logprobs(
     hidden: Tensor, head: Head, targets: Tensor, temperature: float, vocabulary: int
 ) -> Tensor:
     """log π of the targets without gradient: hidden [n, H], targets [n] -> [n]."""
-    tiles = _tiles(len(targets), vocabulary)
+    tiles = list(_tiles(len(targets), vocabulary))
+    if (linear := _linear(head, temperature, tiles)) is not None:
+        return torch.cat([linear.logprobs(hidden[t], targets[t]) for t in tiles])
     pieces = [token_logprobs(head(hidden[t]), targets[t], temperature) for t in tiles]
     return torch.cat(pieces) if pieces else hidden.new_zeros(0)
 
@@ -101,9 +105,12 @@ def tiled_gradient(
         ValueError: not one row per predicted token in each.
     """
     _check_rows(hidden, targets, weights, entropy_weights)
+    tiles = list(_tiles(len(targets), vocabulary))
+    if entropy_weights is None and (linear := _linear(head, temperature, tiles)) is not None:
+        return _linear_gradient(hidden.detach(), linear, targets, weights, tiles)
     logprobs = []
     hidden_gradient = torch.zeros_like(hidden)
-    for tile in _tiles(len(targets), vocabulary):
+    for tile in tiles:
         leaf = hidden[tile].detach().requires_grad_()
         with torch.enable_grad():
             log_pi = log_softmax(head(leaf), temperature)  # [rows of the tile, V]
@@ -116,6 +123,27 @@ def tiled_gradient(
         hidden_gradient[tile] = leaf.grad
         logprobs.append(tile_logprobs.detach())
     return torch.cat(logprobs) if logprobs else weights.new_zeros(0), hidden_gradient
+
+
+@torch.no_grad()
+def _linear_gradient(
+    hidden: Tensor, head: LinearHead, targets: Tensor, weights: Tensor, tiles: list[slice]
+) -> tuple[Tensor, Tensor]:
+    """`tiled_gradient` in closed form, for a plain linear head."""
+    logprobs = []
+    hidden_gradient = torch.empty_like(hidden)
+    for tile in tiles:
+        logprobs.append(head.logprobs(hidden[tile], targets[tile]))
+        hidden_gradient[tile] = head.gradient(hidden[tile], targets[tile], weights[tile])
+    return torch.cat(logprobs), hidden_gradient
+
+
+def _linear(head: Head, temperature: float, tiles: list[slice]) -> LinearHead | None:
+    """The closed form, where there are rows and the head is a plain linear layer."""
+    if not tiles or not is_plain(head):
+        return None
+    assert isinstance(head, nn.Linear)
+    return LinearHead(head, temperature, rows=tiles[0].stop)
 
 
 def _of_targets(log_pi: Tensor, targets: Tensor) -> Tensor:

@@ -15,10 +15,14 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from transformers import DynamicCache
 
+from rl4lm.attention import Layout, PackedRow, PromptStore, shared_prompts
+from rl4lm.kvcache import SharedCache
 from rl4lm.logprobs import Head, tiled_entropies, tiled_gradient, tiled_logprobs
 from rl4lm.losses import TokenWeights
 from rl4lm.microbatch import MicroBatch, first_of_equals, micro_batches
+from rl4lm.packing import pack
 from rl4lm.text import TextCodec
 from rl4lm.types import Rollout
 
@@ -41,6 +45,7 @@ class PolicyModule(nn.Module):
         super().__init__()
         self.model = model
         self.separate_head = separate_head
+        self.packs = False  # whether its attention can be replaced; `rl4lm.probe` finds out
         accepted = inspect.signature(self._backbone().forward).parameters
         self._takes_positions = "position_ids" in accepted
 
@@ -63,28 +68,33 @@ class PolicyModule(nn.Module):
         self,
         read_out: ReadOut[T],
         input_ids: Tensor,
-        attention_mask: Tensor,
+        attention_mask: Tensor | None,
         position_ids: Tensor,
         cache: Any = None,
+        layout: Layout | None = None,
     ) -> T:
         """Run the model and read the result out.
 
         Args:
             read_out: what is wanted of the hidden states [b, L, H].
             input_ids: int64 [b, L].
-            attention_mask: [b, cached + L], non-zero on real tokens.
+            attention_mask: [b, cached + L], non-zero on real tokens, or bool [b, 1, L, cached + L],
+                True where a token is seen; None where all are real.
             position_ids: int64 [b, L].
             cache: a `transformers` cache to extend, or None.
+            layout: who sees whom, in the context of `rl4lm.attention.shared_prompts` only.
         """
         inputs: dict[str, Any] = {
             "input_ids": input_ids,
-            "attention_mask": attention_mask.long(),
+            "attention_mask": attention_mask,
             "past_key_values": cache,
             "use_cache": cache is not None,
             "return_dict": True,
         }
         if self._takes_positions:
             inputs["position_ids"] = position_ids
+        if layout is not None:
+            inputs["layout"] = layout
         if self.separate_head:
             hidden = self._backbone()(**inputs).last_hidden_state
             return read_out(hidden, self.causal_lm.get_output_embeddings())
@@ -153,19 +163,61 @@ class Policy:
         named = self.module.model.named_parameters()
         return {name: parameter for name, parameter in named if parameter.requires_grad}
 
-    def prefill(self, prompt_ids: Tensor, prompt_mask: Tensor) -> tuple[Tensor, Any]:
-        """Logits [P, V] after each left-padded prompt [P, Q], and the cache that holds it."""
-        from transformers import DynamicCache
+    def prefill(self, prompt_ids: Tensor, prompt_mask: Tensor, room: int) -> tuple[Tensor, Any]:
+        """Logits [P, V] after each left-padded prompt [P, Q], and the cache that holds it.
 
+        Args:
+            prompt_ids: int64 [P, Q].
+            prompt_mask: bool [P, Q].
+            room: tokens that are to be decoded after the prompts, at most.
+        """
+        if self.module.packs:
+            return self._prefill_packed(prompt_ids, prompt_mask, room)
         cache = DynamicCache()
         with self.precision():
             logits = self.module(
-                last_logits, prompt_ids, prompt_mask, _positions(prompt_mask), cache
+                last_logits, prompt_ids, prompt_mask.long(), _positions(prompt_mask), cache
             )
         return logits, cache
 
-    def decode(self, tokens: Tensor, mask: Tensor, positions: Tensor, cache: Any) -> Tensor:
-        """Logits [b, V] after `tokens` [b] at `positions` [b]; mask [b, Q + t] covers them."""
+    def _prefill_packed(
+        self, prompt_ids: Tensor, prompt_mask: Tensor, room: int
+    ) -> tuple[Tensor, SharedCache]:
+        """`prefill` of a packed row of prompts, none of them padded."""
+        prompts = [
+            row[mask].tolist()
+            for row, mask in zip(prompt_ids.cpu(), prompt_mask.cpu(), strict=True)
+        ]
+        row = pack({k: (prompt, [0]) for k, prompt in enumerate(prompts)}, range(len(prompts)))
+        ends = torch.tensor([row.prompt_ends[k] for k in range(len(prompts))], device=self.device)
+        store = PromptStore(row.packing, row.prompt_order, self.device)
+        with shared_prompts(self.module.causal_lm), self.precision():
+            logits = self.module(
+                lambda hidden, head: head(hidden[0, ends]),
+                torch.tensor([row.ids], device=self.device),
+                None,
+                torch.tensor([row.positions], device=self.device),
+                layout=PackedRow(row.packing, self.device, store),
+            )
+        return logits, SharedCache(store, room)
+
+    def decode(self, tokens: Tensor, mask: Tensor | None, positions: Tensor, cache: Any) -> Tensor:
+        """Logits [b, V] after `tokens` [b] at `positions` [b].
+
+        The mask, bool [b, Q + t], covers the prompt and all tokens up to these; None means that no
+        prompt is padded.
+        """
+        if isinstance(cache, SharedCache):
+            with shared_prompts(self.module.causal_lm), self.precision():
+                return self.module(
+                    last_logits,
+                    tokens[:, None],
+                    None,
+                    positions[:, None],
+                    cache.drawn,
+                    layout=cache.layout,
+                )
+        mask = None if mask is None else mask.long()
         with self.precision():
             return self.module(last_logits, tokens[:, None], mask, positions[:, None], cache)
 
@@ -176,7 +228,7 @@ class Policy:
             hidden = self.module(
                 last_hidden,
                 prompt_ids.to(self.device),
-                prompt_mask.to(self.device),
+                prompt_mask.long().to(self.device),
                 _positions(prompt_mask).to(self.device),
             )
         return hidden.double().cpu()
@@ -228,12 +280,14 @@ class Policy:
         """A number per completion token, [B, T], from hidden states [n, H] and targets [n]."""
 
         def read(hidden: Tensor, head: Head) -> Tensor:
-            chosen = hidden[batch.predicts.to(hidden.device)]
+            chosen = hidden.flatten(0, 1)[batch.predicts.to(hidden.device)]
             return read_tokens(chosen, head, batch.targets.to(hidden.device))
 
         result = torch.zeros(rollout.completion_mask.shape, dtype=self._log_dtype)
-        for batch in micro_batches(rollout, range(len(rollout.completion_ids)), max_tokens):
-            _scatter(result, batch, rollout, self._run(batch, read))
+        rows = range(len(rollout.completion_ids))
+        with self._packing():
+            for batch in micro_batches(rollout, rows, max_tokens, self.module.packs):
+                _scatter(result, batch, rollout, self._run(batch, read))
         return result
 
     def accumulate_gradient(
@@ -264,10 +318,11 @@ class Policy:
             """[n], the entries of a [B, T] table at the tokens that the micro-batch predicts."""
             return table[batch.rows][rollout.completion_mask[batch.rows]].to(self.device)
 
-        def read(hidden: Tensor, head: Head) -> tuple[Tensor, Tensor]:
-            chosen = hidden[batch.predicts.to(hidden.device)]  # [n, H]
+        def read(hidden: Tensor, head: Head) -> tuple[Tensor, Tensor, Tensor]:
+            flat = hidden.flatten(0, 1)  # [S·L, H]
+            predicts = batch.predicts.to(hidden.device)  # int64 [n]
             logprobs, gradient = tiled_gradient(
-                chosen,
+                flat.detach()[predicts],
                 head,
                 batch.targets.to(hidden.device),
                 of_tokens(of_logprobs),
@@ -275,8 +330,7 @@ class Policy:
                 self.module.vocabulary,
                 of_tokens(of_entropies) if with_entropies else None,
             )
-            # Its gradient with respect to the backbone is that of the weighted sum.
-            return logprobs, (chosen * gradient).sum()
+            return logprobs, flat, torch.zeros_like(flat).index_add_(0, predicts, gradient)
 
         mask = rollout.completion_mask
         owners = first_of_equals(rollout)  # int64 [B]
@@ -288,11 +342,14 @@ class Policy:
         live = ((of_logprobs.ne(0) | of_entropies.ne(0)) & mask).any(dim=1)  # bool [B]
         result = torch.full(mask.shape, float("nan"), dtype=self._log_dtype)
         result.masked_fill_(~mask, 0.0)
-        for batch in micro_batches(rollout, live.nonzero().flatten().tolist(), max_tokens):
-            logprobs, surrogate = self._run(batch, read)
-            if surrogate.requires_grad:  # not so where only the head is trained
-                surrogate.backward()
-            _scatter(result, batch, rollout, logprobs)
+        rows = live.nonzero().flatten().tolist()
+        with self._packing():  # the backward pass too, since it may compute activations again
+            for batch in micro_batches(rollout, rows, max_tokens, self.module.packs):
+                logprobs, hidden, gradient = self._run(batch, read)
+                if hidden.requires_grad:  # not so where only the head is trained
+                    hidden.backward(gradient)
+                _scatter(result, batch, rollout, logprobs)
+                del hidden, gradient  # or they live on beside the next micro-batch
         return result[owners]
 
     def _run(self, batch: MicroBatch, read_out: ReadOut[T]) -> T:
@@ -301,9 +358,14 @@ class Policy:
             return self.module(
                 read_out,
                 batch.input_ids.to(device),
-                batch.attention_mask.to(device),
+                None if batch.packing else batch.attention_mask.to(device),
                 batch.position_ids.to(device),
+                layout=PackedRow(batch.packing, device) if batch.packing else None,
             )
+
+    def _packing(self) -> AbstractContextManager[None]:
+        """The context in which packed rows can be run, where the model can be packed."""
+        return shared_prompts(self.module.causal_lm) if self.module.packs else nullcontext()
 
     def without_adapter(self) -> AbstractContextManager[None]:
         """The context in which the adapter is off: the base model."""

@@ -14,17 +14,19 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from rl4lm.drawing import greedy
 from rl4lm.errors import ModelError, TrainingError
 from rl4lm.logprobs import token_logprobs
 from rl4lm.losses import TokenWeights
+from rl4lm.packability import why_not_packable
 from rl4lm.policy import Policy
 from rl4lm.preparing import inference_mode_of
 from rl4lm.randomness import Stream, uniforms
-from rl4lm.sampling import EndRule, generate, greedy
+from rl4lm.sampling import EndRule, generate
 from rl4lm.types import Rollout
 
 _PROMPT_LENGTHS = (2, 7)
-_COMPLETION_LENGTH = 5
+_COMPLETION_LENGTHS = (5, 3)  # of each prompt
 _WHY_OFF = (
     "state-space layers, bidirectional attention and models without position ids or an attention "
     "mask do this"
@@ -36,11 +38,12 @@ _WHY_NAN = (
 _GRADIENT_TOLERANCE = 1e-3  # difference of norms, as a share of the largest one
 
 
-def probe(policy: Policy) -> list[str]:
+def probe(policy: Policy, fast_path: bool = True) -> list[str]:
     """Check the policy; switch to the plain path where the fast one disagrees with the model.
 
     Args:
         policy: as it will train.
+        fast_path: pack rows and decode from a cache of fixed size where the model allows it.
 
     Returns:
         Lines for the log: what was switched and why. Empty where all is as hoped.
@@ -49,24 +52,34 @@ def probe(policy: Policy) -> list[str]:
         ModelError: left-padded, cached decoding disagrees with a plain forward pass.
         TrainingError: a trainable parameter receives no gradient.
     """
-    prompts = _made_up_prompts(policy)
+    rollout = _made_up_rollout(policy)
+    prompts = rollout.prompt_lists()
+    policy.module.packs = False
     with inference_mode_of(policy.module):
         _check_cache(policy, prompts[-1])
-        rollout = _decode(policy, prompts)
     reference = _plain_logprobs(policy, rollout)
-    notes = _choose_path(policy, rollout, reference)
-    _check_decoding(policy, prompts, reference)
+    notes = _choose_head(policy, rollout, reference)
+    if fast_path:
+        notes += _choose_packing(policy, rollout, reference)
+    _check_decoding(policy, prompts)
     _check_gradients(policy, rollout)
     return notes
 
 
-def _made_up_prompts(policy: Policy) -> list[list[int]]:
-    vocabulary = policy.module.vocabulary
-    count = len(_PROMPT_LENGTHS)
+def _made_up_rollout(policy: Policy) -> Rollout:
+    """Random prompts of two lengths, each with a longer and a shorter random completion."""
+    count = len(_PROMPT_LENGTHS) * (1 + len(_COMPLETION_LENGTHS))
     index = torch.arange(count).numpy().astype("uint64")
-    draws = uniforms(0, Stream.PROBE, 0, index, 0 * index, 0, max(_PROMPT_LENGTHS))
-    ids = (draws * vocabulary).astype("int64").tolist()
-    return [row[:length] for row, length in zip(ids, _PROMPT_LENGTHS, strict=True)]
+    longest = max(*_PROMPT_LENGTHS, *_COMPLETION_LENGTHS)
+    draws = uniforms(0, Stream.PROBE, 0, index, 0 * index, 0, longest)
+    ids = iter((draws * policy.module.vocabulary).astype("int64").tolist())
+    prompts, completions = [], []
+    for length in _PROMPT_LENGTHS:
+        prompt = next(ids)[:length]
+        for size in _COMPLETION_LENGTHS:
+            prompts.append(prompt)
+            completions.append(next(ids)[:size])
+    return Rollout.from_lists(prompts, completions, num_generations=len(_COMPLETION_LENGTHS))
 
 
 def _check_cache(policy: Policy, prompt: list[int]) -> None:
@@ -76,7 +89,7 @@ def _check_cache(policy: Policy, prompt: list[int]) -> None:
     """
     with _refusing_other_caches(policy), torch.no_grad():
         ids = torch.tensor([prompt], device=policy.device)
-        _, cache = policy.prefill(ids, torch.ones_like(ids, dtype=torch.bool))
+        _, cache = policy.prefill(ids, torch.ones_like(ids, dtype=torch.bool), room=0)
         held = cache.get_seq_length()
         if held != len(prompt):
             raise RuntimeError(f"of a prompt of {len(prompt)} tokens the cache holds {held}")
@@ -89,7 +102,7 @@ def _decode(policy: Policy, prompts: list[list[int]]) -> Rollout:
             prompts,
             greedy,
             num_generations=1,
-            max_completion_length=_COMPLETION_LENGTH,
+            max_completion_length=max(_COMPLETION_LENGTHS),
             ends=EndRule(()),
         )
 
@@ -108,13 +121,15 @@ def _refusing_other_caches(policy: Policy) -> Iterator[None]:
 def _plain_logprobs(policy: Policy, rollout: Rollout) -> Tensor:
     """log π [B, T] by the whole model on one unpadded sequence at a time."""
     with torch.no_grad():
-        return torch.stack([row.cpu() for row in _plain_rows(policy, rollout)])
+        rows = [row.cpu() for row in _plain_rows(policy, rollout)]
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
 
 
 def _plain_rows(policy: Policy, rollout: Rollout) -> Iterator[Tensor]:
     """log π [T] of each completion in turn, with gradient where that is on."""
-    sequences = zip(rollout.prompt_lists(), rollout.completion_lists(), strict=True)
-    for prompt, completion in sequences:
+    prompts, group = rollout.prompt_lists(), rollout.num_generations
+    for i, completion in enumerate(rollout.completion_lists()):
+        prompt = prompts[i // group]
         ids = torch.tensor([prompt + completion], device=policy.device)
         with policy.precision():
             outputs = policy.module.model(input_ids=ids, use_cache=False)
@@ -123,7 +138,7 @@ def _plain_rows(policy: Policy, rollout: Rollout) -> Iterator[Tensor]:
         yield token_logprobs(logits, targets, temperature=1.0)
 
 
-def _choose_path(policy: Policy, rollout: Rollout, reference: Tensor) -> list[str]:
+def _choose_head(policy: Policy, rollout: Rollout, reference: Tensor) -> list[str]:
     gap = _gap(policy.completion_logprobs(rollout), reference)
     if gap <= policy.tolerance and _head_gives_the_logits(policy, rollout.prompt_lists()[-1]):
         return []
@@ -137,6 +152,19 @@ def _choose_path(policy: Policy, rollout: Rollout, reference: Tensor) -> list[st
     return [
         f"{_name(policy)}: its logits are more than the head's output (log-probs differ by "
         f"{gap:.2g}), so the whole model runs and the logits of full sequences are held in memory"
+    ]
+
+
+def _choose_packing(policy: Policy, rollout: Rollout, reference: Tensor) -> list[str]:
+    """Switch packed rows on where the model's attention can be replaced; else say why not."""
+    policy.module.packs = True
+    why = why_not_packable(policy, rollout, reference)
+    policy.module.packs = why is None
+    if why is None:
+        return []
+    return [
+        f"{_name(policy)}: {why}; its rows are padded, a prompt is computed once for each of its "
+        "completions, and its cache grows by copying"
     ]
 
 
@@ -158,13 +186,11 @@ def _head_gives_the_logits(policy: Policy, prompt: list[int]) -> bool:
     return len(seen) == 1 and torch.equal(seen[0].to(logits.logits.dtype), logits.logits)
 
 
-def _check_decoding(policy: Policy, prompts: list[list[int]], reference: Tensor) -> None:
-    """Compare the decoding of the path that was chosen, since the tokens may have changed too."""
+def _check_decoding(policy: Policy, prompts: list[list[int]]) -> None:
+    """Compare the decoding of the path that was chosen with the whole model."""
     with inference_mode_of(policy.module):
         rollout = _decode(policy, prompts)
-    if policy.module.separate_head is False:
-        reference = _plain_logprobs(policy, rollout)
-    gap = _gap(rollout.sampling_logprobs, reference)
+    gap = _gap(rollout.sampling_logprobs, _plain_logprobs(policy, rollout))
     if not gap <= policy.tolerance:
         raise ModelError(
             f"{_name(policy)} cannot be served by the generation loop: with left-padded prompts "

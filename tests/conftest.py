@@ -42,6 +42,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     },
     "llama": LLAMA,
     "qwen2": LLAMA,
+    "gemma": {**LLAMA, "head_dim": 8},
     "mistral": {**LLAMA, "sliding_window": 4},
     "gemma2": {**LLAMA, "head_dim": 8, "final_logit_softcapping": 3.0, "sliding_window": 4},
     "granite": {**LLAMA, "logits_scaling": 4.0},
@@ -100,7 +101,22 @@ def build_model(
                 parameter.copy_(std * noise)
             else:
                 parameter.add_(0.1 * noise)
-    return model.to(dtype)
+    return exact_norms(model.to(dtype)) if dtype == torch.float64 else model.to(dtype)
+
+
+def exact_norms(model: Any) -> Any:
+    """Give a float64 model norm layers of torch's own.
+
+    Those of Llama and its kin compute in float32 whatever the dtype, which ends every comparison
+    at seven digits.
+    """
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if type(child).__name__ in ("LlamaRMSNorm", "Qwen2RMSNorm"):
+                norm = nn.RMSNorm(child.weight.shape, child.variance_epsilon, dtype=torch.float64)
+                norm.weight = child.weight
+                setattr(module, name, norm)
+    return model
 
 
 def build_tokenizer(vocabulary: int = VOCABULARY) -> Any:

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from rl4lm import sampling
+from rl4lm.drawing import InverseCdf, greedy, invert_cdf, keep_most_likely
 from rl4lm.randomness import Stream
-from rl4lm.sampling import EndRule, InverseCdf, generate, greedy, invert_cdf, keep_most_likely
+from rl4lm.sampling import EndRule, generate
 from rl4lm.types import Rollout
 
 LOGITS = torch.tensor([1.0, -0.5, 0.3, 2.0, -torch.inf, 0.0, -1.0])
@@ -37,7 +38,7 @@ def p_value(counts: Tensor, probabilities: Tensor) -> float:
 def draws(restrict=None) -> tuple[Tensor, Tensor]:
     """Counts [V] of 20 000 draws from LOGITS, and their log-probs."""
     rows = torch.arange(20_000)
-    tokens, logprobs = chooser(restrict=restrict)(LOGITS.expand(len(rows), -1), rows, 0)
+    tokens, logprobs = chooser(restrict=restrict)(LOGITS.repeat(len(rows), 1), rows, 0)
     return torch.bincount(tokens, minlength=len(LOGITS)), logprobs[tokens.argsort()]
 
 
@@ -49,8 +50,9 @@ def test_tokens_are_drawn_by_softmax_of_logits_over_temperature():
 
 
 def test_the_logprob_is_that_of_the_token_drawn():
-    tokens, logprobs = chooser()(LOGITS.expand(50, -1), torch.arange(50), 0)
-    assert torch.equal(logprobs, torch.log_softmax(LOGITS / TEMPERATURE, -1)[tokens])
+    tokens, logprobs = chooser()(LOGITS.repeat(50, 1), torch.arange(50), 0)
+    expected = torch.log_softmax(LOGITS / TEMPERATURE, -1)[tokens]
+    assert torch.allclose(logprobs, expected, rtol=0, atol=1e-6)
 
 
 def test_a_restriction_is_part_of_the_distribution_and_of_the_logprob():
@@ -84,7 +86,7 @@ def test_probabilities_that_do_not_sum_to_one_leave_no_gap_at_the_end():
 
 
 def test_the_boundary_between_two_tokens_belongs_to_the_second():
-    probabilities = torch.tensor([[0.25, 0.25, 0.5]], dtype=torch.float64).expand(4, -1)
+    probabilities = torch.tensor([[0.25, 0.25, 0.5]], dtype=torch.float64).repeat(4, 1)
     u = torch.tensor([0.0, 0.25, 0.4999, 0.5], dtype=torch.float64)
     assert invert_cdf(probabilities, u).tolist() == [0, 1, 1, 2]
 
@@ -127,15 +129,14 @@ class Script:
         self.lines = torch.tensor(lines)
         self.rows_fed: list[int] = []
 
-    def prefill(self, prompt_ids: Tensor, prompt_mask: Tensor) -> tuple[Tensor, Any]:
+    def prefill(self, prompt_ids: Tensor, prompt_mask: Tensor, room: int) -> tuple[Tensor, Any]:
         return torch.zeros(len(prompt_ids), 10), self
 
-    def decode(self, tokens: Tensor, mask: Tensor, positions: Tensor, cache: Any) -> Tensor:
-        assert mask.sum(dim=1).tolist() == (positions + 1).tolist()
+    def decode(self, tokens: Tensor, mask: Tensor | None, positions: Tensor, cache: Any) -> Tensor:
+        if mask is not None:
+            assert mask.sum(dim=1).tolist() == (positions + 1).tolist()
         self.rows_fed.append(len(tokens))
         return torch.zeros(len(tokens), 10)
-
-    def batch_repeat_interleave(self, repeats: int) -> None: ...
 
     def batch_select_indices(self, indices: Tensor) -> None: ...
 

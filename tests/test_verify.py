@@ -12,16 +12,18 @@ import torch
 
 from rl4lm import (
     ReinforceConfig,
+    attention,
     backward,
     baselines,
+    drawing,
     experience,
+    head,
     learner,
     losses,
     microbatch,
     objective,
     policy,
     preparing,
-    sampling,
     testbed,
     world,
 )
@@ -109,28 +111,26 @@ def test_another_objective_is_named_and_never_passed(options, why):
 # --- Planted bugs. Each is put into the code that trains; `verify` must fail.
 
 
+def change_micro_batches(patch, change):
+    """Change every micro-batch that is built, packed or padded."""
+    for name in ("_build", "_pack"):
+        build = getattr(microbatch, name)
+        patch.setattr(microbatch, name, lambda *given, build=build: change(build(*given)))
+
+
 def plant_a_shift_by_one(patch):
     """The token before the one that is predicted from (trl#3681)."""
-    build = microbatch._build
-
-    def shifted(rows, sequences):
-        batch = build(rows, sequences)
-        return replace(batch, targets=batch.targets.roll(1))
-
-    patch.setattr(microbatch, "_build", shifted)
+    change_micro_batches(patch, lambda batch: replace(batch, targets=batch.targets.roll(1)))
 
 
 def plant_a_mask_that_lets_a_prompt_token_in(patch):
     """One more token counts, the last of the prompt; the last of the completion does not."""
-    build = microbatch._build
 
-    def shifted(rows, sequences):
-        batch = build(rows, sequences)
-        first = batch.predicts.roll(-1, dims=1)
-        chosen = batch.input_ids.roll(-1, dims=1)[first]
-        return replace(batch, predicts=first, targets=chosen)
+    def shifted(batch):
+        chosen = batch.input_ids.flatten()[batch.predicts]
+        return replace(batch, predicts=(batch.predicts - 1).clamp(min=0), targets=chosen)
 
-    patch.setattr(microbatch, "_build", shifted)
+    change_micro_batches(patch, shifted)
 
 
 def plant_a_loss_without_the_end_token(patch):
@@ -158,19 +158,19 @@ def plant_a_gradient_without_temperature(patch):
 
 def plant_a_sampler_without_temperature(patch):
     """The policy that samples is another one (trl#4159, trl#5783)."""
-    original = sampling.log_softmax
-    patch.setattr(sampling, "log_softmax", lambda logits, temperature: original(logits, 1.0))
+    original = drawing.softmax_in_place
+    patch.setattr(drawing, "softmax_in_place", lambda logits, temperature: original(logits, 1.0))
 
 
 def plant_top_k_in_the_sampler(patch):
     """The gradient is that of the whole softmax, the samples are not (trl#6789)."""
-    keep = sampling.keep_most_likely(2, 1.0)
-    original = sampling.InverseCdf.__call__
+    keep = drawing.keep_most_likely(2, 1.0)
+    original = drawing.InverseCdf.__call__
 
     def truncated(self, logits, rows, token):
         return original(self, keep(logits), rows, token)
 
-    patch.setattr(sampling.InverseCdf, "__call__", truncated)
+    patch.setattr(drawing.InverseCdf, "__call__", truncated)
 
 
 def plant_a_normalisation_per_micro_batch(patch):
@@ -379,6 +379,64 @@ def plant_a_head_gradient_of_half(patch):
     patch.setattr(policy, "tiled_gradient", halved)
 
 
+def plant_a_continuation_that_sees_one_token_ahead(patch):
+    original = attention._Continuations.__init__
+
+    def ahead(self, given, prompt_lengths, device):
+        original(self, given, prompt_lengths, device)
+        self._seen = self._seen | self._seen.roll(1, dims=-1)
+
+    patch.setattr(attention._Continuations, "__init__", ahead)
+
+
+def plant_a_continuation_without_its_prompt(patch):
+    original = attention._Continuations.of_prompts
+    patch.setattr(
+        attention._Continuations, "of_prompts", lambda self, rows: 0 * original(self, rows)
+    )
+
+
+def plant_a_prompt_that_learns_from_no_completion(patch):
+    """What completions see of their prompt is taken for a constant."""
+    original = attention._Continuations.of_prompts
+    patch.setattr(
+        attention._Continuations, "of_prompts", lambda self, rows: original(self, rows.detach())
+    )
+
+
+def plant_positions_of_the_neighbours_in_the_packed_row(patch):
+    change_micro_batches(
+        patch, lambda batch: replace(batch, position_ids=batch.position_ids.roll(1, dims=1))
+    )
+
+
+def plant_a_closed_form_without_its_token(patch):
+    """The head pushes all probabilities down and the chosen one not up."""
+    original = head.LinearHead.gradient
+
+    def without(self, hidden, targets, weights):
+        return original(self, hidden, (targets + 1) % len(self._weight), weights)
+
+    patch.setattr(head.LinearHead, "gradient", without)
+
+
+def plant_completions_that_swap_places_in_decoding(patch):
+    original = attention.Decoding._by_row
+    patch.setattr(
+        attention.Decoding, "_by_row", lambda self, *given: original(self, *given).roll(1, 0)
+    )
+
+
+def plant_padding_that_is_seen_in_decoding(patch):
+    original = attention.PromptStore.__init__
+
+    def seen(self, *given):
+        original(self, *given)
+        self.hidden = None
+
+    patch.setattr(attention.PromptStore, "__init__", seen)
+
+
 PLANTS = [
     (plant_a_shift_by_one, {}),
     (plant_a_mask_that_lets_a_prompt_token_in, {}),
@@ -405,13 +463,28 @@ PLANTS = [
     (plant_an_entropy_without_its_slope, {"entropy_coef": 0.3}),
     (plant_an_entropy_that_is_not_foreseen, {"entropy_coef": 0.3}),
     (plant_returns_that_forget_the_future, {"token_rewards": True}),
-    (plant_positions_that_count_padding, {}),
+    (plant_positions_that_count_padding, {"fast_path": False}),
+    (plant_a_shift_by_one, {"fast_path": False}),
+    (plant_a_mask_that_lets_a_prompt_token_in, {"fast_path": False}),
+    (plant_a_continuation_that_sees_one_token_ahead, {}),
+    (plant_a_continuation_without_its_prompt, {}),
+    (plant_a_prompt_that_learns_from_no_completion, {}),
+    (plant_positions_of_the_neighbours_in_the_packed_row, {}),
+    (plant_a_closed_form_without_its_token, {}),
+    (plant_completions_that_swap_places_in_decoding, {}),
+    (plant_padding_that_is_seen_in_decoding, {}),
     (plant_equal_tokens_taken_for_equal_completions, {}),
     (plant_gradients_that_pile_up, {}),
-    (plant_dropout, {}),
+    (plant_dropout, {"fast_path": False}),
     (plant_a_lost_half, {}),
     (plant_a_head_gradient_of_half, {}),
 ]
+
+
+def take_the_fast_path_unseen(policy, fast_path):
+    """In the place of the probe."""
+    policy.module.packs = fast_path
+    return []
 
 
 @pytest.mark.parametrize(
@@ -419,7 +492,7 @@ PLANTS = [
 )
 def test_a_planted_bug_fails(plant, options, monkeypatch):
     # Not the probe's business here: some of these it would refuse before the first step.
-    monkeypatch.setattr("rl4lm.assembly.probe", lambda policy: [])
+    monkeypatch.setattr("rl4lm.assembly.probe", take_the_fast_path_unseen)
     monkeypatch.setattr("rl4lm.verify.WHOLE_BATCHES", 14)
     monkeypatch.setattr("rl4lm.verify.DRAWS", 600)
     assert verdict_without_a_bug(**options) != "failed"
@@ -470,6 +543,7 @@ def test_half_of_the_matrix_is_exact_with_fewer_batches(monkeypatch):
     verdicts = []
     for config, token_rewards in every_case(ReinforceConfig()):
         if config.use_peft == (config.temperature == 0.7):
+            config = replace(config, fast_path=len(verdicts) % 3 > 0)
             found = verify(config, token_rewards, variances=False)
             verdicts.append((found.verdict, bool(found.why)))
     assert len(verdicts) == 58

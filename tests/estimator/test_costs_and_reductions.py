@@ -36,9 +36,9 @@ def calls(monkeypatch) -> list[Call]:
     seen: list[Call] = []
     forward = PolicyModule.forward
 
-    def counted(self, read_out, input_ids, *rest):
+    def counted(self, read_out, input_ids, *rest, **layout):
         seen.append(Call(self, input_ids))
-        return forward(self, read_out, input_ids, *rest)
+        return forward(self, read_out, input_ids, *rest, **layout)
 
     monkeypatch.setattr(PolicyModule, "forward", counted)
     return seen
@@ -64,7 +64,9 @@ def forwards(subject: Any, calls: list[Call]) -> tuple[Counter[str], int]:
     steps = subject.rollout.completion_ids.shape[1]
     prompt_width = subject.rollout.prompt_ids.shape[1]
     first, *decodes = calls[:steps]  # one prefill and a decode for each token but the last
-    assert (first.rows, first.width) == (P, prompt_width)
+    packed = subject.trainer.policy.module.packs
+    tokens = int(subject.rollout.prompt_mask.sum())
+    assert (first.rows, first.width) == ((1, tokens) if packed else (P, prompt_width))
     assert all(call.width == 1 and not call.differentiates for call in decodes)
     for call in calls[steps:]:
         if call.differentiates:
@@ -78,6 +80,7 @@ def forwards(subject: Any, calls: list[Call]) -> tuple[Counter[str], int]:
     return kinds, len(calls)
 
 
+@pytest.mark.parametrize("fast_path", [True, False], ids=["packed", "padded"])
 @pytest.mark.parametrize(
     ("options", "lora", "extra"),
     [
@@ -110,18 +113,23 @@ def forwards(subject: Any, calls: list[Call]) -> tuple[Counter[str], int]:
     ],
 )
 def test_an_option_that_is_off_costs_no_forward_and_one_that_is_on_costs_its_own(
-    options, lora, extra, tiny, calls, gradients, kit
+    options, lora, extra, fast_path, tiny, calls, gradients, kit
 ):
-    subject = kit.Subject(tiny, lora=lora, **options)
+    subject = kit.Subject(tiny, lora=lora, fast_path=fast_path, **options)
     calls.clear(), gradients.clear()
     subject.learner.step()
     kinds, _ = forwards(subject, calls)
+    if fast_path:  # the N completions are one row; prompt features are those of padded prompts
+        extra = {k.replace(f"{N} rows", "1 rows"): count for k, count in extra.items()}
     assert kinds == Counter({"gradient": 1}) + Counter(extra)
     assert len(gradients) == kinds["gradient"]
 
 
-def test_a_small_budget_cuts_the_same_completions_into_more_forwards(tiny, calls, gradients, kit):
-    subject = kit.Subject(tiny, max_tokens_per_micro_batch=14)
+@pytest.mark.parametrize("fast_path", [True, False], ids=["packed", "padded"])
+def test_a_small_budget_cuts_the_same_completions_into_more_forwards(
+    fast_path, tiny, calls, gradients, kit
+):
+    subject = kit.Subject(tiny, max_tokens_per_micro_batch=14, fast_path=fast_path)
     calls.clear(), gradients.clear()
     subject.step()
     live = {
@@ -131,7 +139,8 @@ def test_a_small_budget_cuts_the_same_completions_into_more_forwards(tiny, calls
     }
     trained = [call for call in calls if call.differentiates]
     assert len(trained) == len(gradients) > 2
-    assert sum(call.rows for call in trained) == len(live)
+    if not fast_path:
+        assert sum(call.rows for call in trained) == len(live)
     assert max(call.rows * call.width for call in trained) <= 14
     assert sum(gradients) == sum(len(ids) - 1 for ids in live)
     assert subject.gap(kit.plain_loss(subject)) < TIGHT

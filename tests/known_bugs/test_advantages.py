@@ -175,9 +175,9 @@ def test_prompts_whose_completions_all_earn_the_same_cost_nothing_and_move_nothi
     ran: list[int] = []
     cut = policy.micro_batches
 
-    def counted(rollout, rows, max_tokens):
+    def counted(rollout, rows, *rest):
         ran.extend(rows)
-        return cut(rollout, rows, max_tokens)
+        return cut(rollout, rows, *rest)
 
     monkeypatch.setattr(policy, "micro_batches", counted)
 

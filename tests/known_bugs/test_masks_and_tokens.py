@@ -71,7 +71,7 @@ def test_left_padding_shifts_no_learned_position(architecture, tiny, monkeypatch
     """OpenRLHF#217, trl#469, trl#6800: left padding without positions gave the log-probs of other
     places. Here through sampling, the update, and the prompt features of `linear_value`."""
     model = tiny.build_model(architecture, vocabulary=kit.VOCABULARY, dtype=torch.float64)
-    run = kit.Run(tiny, model=model, baseline="linear_value")
+    run = kit.Run(tiny, model=model, baseline="linear_value", fast_path=False)
     stats = run.step()
     assert len(set(run.rollout.prompt_lengths.tolist())) > 2, "prompts must be padded"
     table = tiny.naive_table(run.before, run.rollout, kit.TEMPERATURE)
@@ -114,18 +114,22 @@ def test_logits_and_tokens_are_never_one_place_apart(tiny, monkeypatch, kit):
     assert max(tiny.gap(trainer.gradient(rollout, advantages), expected)) < TIGHT
     for batch in microbatch.micro_batches(rollout, range(5), 10**6):
         # A target stands right after the place that predicts it, wherever that is an input too.
-        following = nn.functional.pad(batch.input_ids[:, 1:], (0, 1))[batch.predicts]
-        inside = nn.functional.pad(batch.attention_mask[:, 1:], (0, 1)).bool()[batch.predicts]
+        following = nn.functional.pad(batch.input_ids[:, 1:], (0, 1)).flatten()[batch.predicts]
+        real = nn.functional.pad(batch.attention_mask[:, 1:], (0, 1)).bool()
+        inside = real.flatten()[batch.predicts]
         assert inside.sum() == 5
         assert torch.equal(following[inside], batch.targets[inside])
-    build = microbatch._build
+    for form, name in ((True, "_pack"), (False, "_build")):
+        trainer.policy.module.packs = form
+        assert max(tiny.gap(trainer.gradient(rollout, advantages), expected)) < TIGHT
+        build = getattr(microbatch, name)
 
-    def one_off(rows, sequences):
-        batch = build(rows, sequences)
-        return replace(batch, predicts=batch.predicts.roll(1, dims=1))
+        def one_off(rows, sequences, build=build):
+            batch = build(rows, sequences)
+            return replace(batch, predicts=(batch.predicts - 1).clamp(min=0))
 
-    monkeypatch.setattr(microbatch, "_build", one_off)
-    assert max(tiny.gap(trainer.gradient(rollout, advantages), expected)) > NOTICED
+        monkeypatch.setattr(microbatch, name, one_off)
+        assert max(tiny.gap(trainer.gradient(rollout, advantages), expected)) > NOTICED
 
 
 def merging_tokenizer() -> Any:

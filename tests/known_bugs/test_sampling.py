@@ -13,7 +13,7 @@ import torch
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM
 
-from rl4lm import ReinforceConfig, experience, preparing, sampling
+from rl4lm import ReinforceConfig, drawing, experience, preparing
 from rl4lm.diagnostics import gap_is_suspicious
 from rl4lm.errors import ConfigError, ModelError
 from rl4lm.experience import Gatherer
@@ -41,8 +41,8 @@ def test_the_temperature_is_in_the_sampling_log_probs_too(
     table = tiny.naive_table(run.before, run.rollout, temperature)
     assert float((run.rollout.sampling_logprobs - table).abs().max()) < limit
     assert stats.metrics["sampler_gap_max"] < limit
-    plain = sampling.log_softmax
-    monkeypatch.setattr(sampling, "log_softmax", lambda logits, t: plain(logits, 1.0))
+    plain = drawing.softmax_in_place
+    monkeypatch.setattr(drawing, "softmax_in_place", lambda logits, t: plain(logits, 1.0))
     broken = run.learner.step().metrics
     assert broken["sampler_gap_max"] > 0.05
     assert gap_is_suspicious(broken, dtype)
@@ -72,10 +72,10 @@ def test_training_refuses_to_truncate_the_distribution(
     run.step()
     drawn = run.rollout.completion_ids[run.rollout.completion_mask]
     assert set(drawn.tolist()) == set(range(kit.VOCABULARY))
-    keep = sampling.keep_most_likely(3, 1.0)
-    call = sampling.InverseCdf.__call__
+    keep = drawing.keep_most_likely(3, 1.0)
+    call = drawing.InverseCdf.__call__
     monkeypatch.setattr(
-        sampling.InverseCdf, "__call__", lambda self, logits, *rest: call(self, keep(logits), *rest)
+        drawing.InverseCdf, "__call__", lambda self, logits, *rest: call(self, keep(logits), *rest)
     )
     assert gap_is_suspicious(run.learner.step().metrics, torch.float64)
 
@@ -119,13 +119,13 @@ def test_settings_for_generation_in_the_checkpoint_do_not_reach_training(tiny, t
 @pytest.fixture
 def lying_sampler(monkeypatch) -> None:
     """The sampler's log-probs are half a nat off for every token; its tokens are the same."""
-    call = sampling.InverseCdf.__call__
+    call = drawing.InverseCdf.__call__
 
     def off(self, *given):
         tokens, logprobs = call(self, *given)
         return tokens, logprobs + 0.5
 
-    monkeypatch.setattr(sampling.InverseCdf, "__call__", off)
+    monkeypatch.setattr(drawing.InverseCdf, "__call__", off)
 
 
 LONG = {"max_completion_length": 40, "num_generations": 2, "learning_rate": 1e-3}
@@ -196,7 +196,7 @@ def test_sampling_and_training_see_no_dropout(architecture, lora, tiny, monkeypa
         with pytest.raises(ConfigError, match="lora_dropout is not offered, because dropout"):
             ReinforceConfig(lora_dropout=0.1)
     monkeypatch.setattr(preparing, "switch_dropout_off", lambda model: None)
-    monkeypatch.setattr("rl4lm.assembly.probe", lambda policy: [])  # it would refuse
+    monkeypatch.setattr("rl4lm.assembly.probe", lambda *_: [])  # it would refuse
     broken = kit.Run(tiny, model=build(**dropping), peft_config=adapter(), **options).step().metrics
     assert broken["sampler_gap_max"] > NOTICED
     assert gap_is_suspicious(broken, torch.float64)

@@ -12,12 +12,13 @@ from torch import Tensor
 
 from rl4lm import Rollout, logprobs, policy, sampling
 from rl4lm.backward import Backward
+from rl4lm.drawing import InverseCdf
 from rl4lm.loading import load_model, open_model
 from rl4lm.losses import TokenWeights
 from rl4lm.policy import Policy
 from rl4lm.preparing import inference_mode_of, make_policy
 from rl4lm.randomness import Stream
-from rl4lm.sampling import EndRule, InverseCdf, generate
+from rl4lm.sampling import EndRule, generate
 from rl4lm.text import TextCodec
 
 ARCHITECTURES = ["gpt2", "opt", "llama", "qwen2"]
@@ -274,9 +275,9 @@ def test_equal_completions_are_run_once_with_the_weights_of_all(tiny, monkeypatc
     run: list[int] = []
     cut = policy.micro_batches
 
-    def counted(rollout, rows, max_tokens):
+    def counted(rollout, rows, *rest):
         run.extend(rows)
-        return cut(rollout, rows, max_tokens)
+        return cut(rollout, rows, *rest)
 
     monkeypatch.setattr(policy, "micro_batches", counted)
     trainer = tiny.build_trainer(model)

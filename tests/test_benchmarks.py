@@ -1,0 +1,64 @@
+"""The benchmarks run at their smallest, as their first lines say, and their page is made."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+
+
+def run(script, *arguments):
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, BENCHMARKS / script, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=200)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_programs_race_in_turns_and_ours_is_compared_with_each(tmp_path):
+    out = tmp_path / "vs_trl-T-varied-1.json"
+    asked = ("--size", "T", "--variant", "varied", "--contenders", "ours", "hand_rolled")
+    printed = run("vs_trl.py", *asked, "--rounds", 1, "--side_rounds", 1, "--out", out)
+    assert "| hand_rolled |" in printed
+    found = json.loads(out.read_text())
+    for result in found["results"].values():
+        assert 2 < result["mean_length"] < 14  # ends are drawn, of at most 16 tokens
+        (step,) = result["steps"]
+        assert sum(step["phases_cpu_s"].values()) == step["cpu_s"]
+        assert min(step["phases_cpu_s"].values()) >= -0.01
+        assert result["memory"]["imported_bytes"] < result["memory"]["peak_bytes"]
+    ours, other = (found["results"][name]["cpu_s"]["median"] for name in ("ours", "hand_rolled"))
+    assert found["ratios"]["hand_rolled"]["cpu_s"]["median"] == other / ours
+
+
+def test_floors_and_exponents_are_measured_and_the_page_holds_them(tmp_path):
+    run("limits.py", "--sizes", "T", "--rounds", 1, "--out", tmp_path / "limits-T-1.json")
+    asked = ("--axes", "length", "--points", 2, "--steps", 1, "--no_memory")
+    run("scaling.py", *asked, "--out", tmp_path / "scaling-1.json")
+    (tmp_path / "unknown-1.json").write_text("{}")
+    page = tmp_path / "RESULTS.md"
+    run("results.py", "--results", tmp_path, "--out", page)
+    text = page.read_text()
+    assert text.index("## Against the machine") < text.index("## Growth")
+    assert "| T | training |" in text
+    assert "| tokens of a completion |" in text
+    assert "`unknown-1.json`" in text
+    found = json.loads((tmp_path / "limits-T-1.json").read_text())["results"]["T"]
+    # By hand: 4 layers of 4·128² + 3·128·512 weights; 288 prompt tokens and 64·15 fed ones.
+    assert found["operations"]["sampling"]["layers"] == 2 * 4 * 262_144 * (288 + 960)
+    assert found["operations"]["training"]["head"] == 6 * 128 * 100 * 1024
+    assert 0 < found["median"]["step"]["share_at_shapes"] < 1
+
+
+def test_without_trl_the_comparison_says_what_to_install_and_what_to_leave_out():
+    code = (
+        "import runpy, sys; sys.modules['trl'] = None; sys.argv = ['vs_trl.py']; "
+        f"sys.path.insert(0, {str(BENCHMARKS)!r}); "
+        f"runpy.run_path({str(BENCHMARKS / 'vs_trl.py')!r}, run_name='__main__')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200)
+    assert done.returncode == 2
+    assert "pip install 'rl4lm[bench]'" in done.stderr
+    assert "--contenders ours hand_rolled" in done.stderr
