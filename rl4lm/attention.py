@@ -90,10 +90,9 @@ def attend(
 def shared_prompts(causal_lm: Any) -> Iterator[None]:
     """Let `attend` be a model's attention for a while; its configuration is given back."""
     from transformers import AttentionInterface
-    from transformers.masking_utils import AttentionMaskInterface
 
+    # No mask function goes with it: transformers then makes no mask, and spends no time on one.
     AttentionInterface.register(NAME, attend)
-    AttentionMaskInterface.register(NAME, _no_mask)
     config = causal_lm.config
     before = config._attn_implementation
     config._attn_implementation = NAME
@@ -101,10 +100,6 @@ def shared_prompts(causal_lm: Any) -> Iterator[None]:
         yield
     finally:
         config._attn_implementation = before
-
-
-def _no_mask(*_: Any, **__: Any) -> None:
-    """Who sees whom is the layout's business."""
 
 
 class PackedRow:

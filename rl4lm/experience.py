@@ -14,6 +14,8 @@ from rl4lm.assembly import Task
 from rl4lm.baselines import BASELINES, NEEDS_FEATURES, BaselineInputs, State, advantages
 from rl4lm.config import ReinforceConfig
 from rl4lm.data import stream_indices
+from rl4lm.drawing import InverseCdf
+from rl4lm.early import EarlyScores
 from rl4lm.errors import ModelError
 from rl4lm.kl import k1
 from rl4lm.metrics import Stopwatch, pack
@@ -22,7 +24,7 @@ from rl4lm.preparing import inference_mode_of
 from rl4lm.randomness import Stream
 from rl4lm.reference import Reference
 from rl4lm.returns import after_each_token, at_last_token, returns_to_go
-from rl4lm.sampling import EndRule, InverseCdf, generate
+from rl4lm.sampling import EndRule, Finished, generate
 from rl4lm.scoring import RewardContext
 from rl4lm.types import Example, Experience, Rollout, Scores
 from rl4lm.world import World
@@ -81,11 +83,11 @@ class Gatherer:
             watch: told of what took how long.
         """
         examples = self.examples(step)
-        rollout = self.sample(examples, step)
-        watch.lap("sample")
-        texts = self._policy.codec.decode(rollout.completion_lists())
-        scores = self._task.judges.scorer(examples, texts, rollout.completion_lists(), context)
-        watch.lap("score")
+        with self._open_scores(examples, context) as early:
+            rollout = self.sample(examples, step, early.listener)
+            watch.lap("sample")
+            texts, scores = early.finish(rollout.completion_lists())
+            watch.lap("score")
         keys = self.prompt_keys(step)
         gathered = self.centre(keys, examples, rollout, texts, scores, state)
         watch.lap("centre")
@@ -100,8 +102,16 @@ class Gatherer:
         """This process's prompts of a step."""
         return self._task.train.examples(self.prompt_keys(step)[self._share])
 
-    def sample(self, examples: Sequence[Example], step: int) -> Rollout:
-        """Draw G completions of each example from the policy as it is."""
+    def sample(
+        self, examples: Sequence[Example], step: int, finished: Finished | None = None
+    ) -> Rollout:
+        """Draw G completions of each example from the policy as it is.
+
+        Args:
+            examples: this process's prompts.
+            step: what is drawn depends on it.
+            finished: told of completions as they end.
+        """
         choose = InverseCdf(
             seed=self._config.seed,
             stream=Stream.TRAINING,
@@ -118,7 +128,17 @@ class Gatherer:
                 num_generations=self._config.num_generations,
                 max_completion_length=self._config.max_completion_length,
                 ends=self._ends,
+                finished=finished,
             )
+
+    def _open_scores(self, examples: Sequence[Example], context: RewardContext) -> EarlyScores:
+        return EarlyScores(
+            self._task.judges.scorer,
+            examples,
+            self._config.num_generations,
+            self._policy.codec.decode,
+            context,
+        )
 
     def centre(
         self,

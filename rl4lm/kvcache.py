@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from rl4lm.attention import Decoding, PromptStore
+from rl4lm.head import LastLogits
 
 
 class FixedLayer(CacheLayerMixin):
@@ -94,6 +95,7 @@ class SharedCache:
         """Begin with one row for each prompt, and room for `room` tokens in each."""
         self.drawn = Cache(layer_class_to_replicate=partial(FixedLayer, room))
         self.layout = Decoding(store)
+        self.last_logits = LastLogits()
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep the rows of these indices, in their order; a row may come several times."""

@@ -25,6 +25,7 @@ def make_optimizer(
         betas=(config.adam_beta1, config.adam_beta2),
         eps=config.adam_epsilon,
         weight_decay=config.weight_decay,
+        fused=True,  # one pass over weights, gradients and moments, and nothing made on the way
     )
 
 

@@ -210,7 +210,7 @@ class Policy:
         if isinstance(cache, SharedCache):
             with shared_prompts(self.module.causal_lm), self.precision():
                 return self.module(
-                    last_logits,
+                    cache.last_logits,
                     tokens[:, None],
                     None,
                     positions[:, None],

@@ -50,7 +50,6 @@ class EndRule:
     reaches_stop: Callable[[list[int]], bool] | None = None  # ids so far -> a stop string is there
 
 
-@torch.no_grad()
 def generate(
     policy: Decoder,
     prompts: Sequence[Sequence[int]],
@@ -78,6 +77,24 @@ def generate(
         completion; a completion that was cut off has ``ended`` False.
     """
     prompt_ids, prompt_mask = pad_left(prompts)
+    with torch.inference_mode():
+        batch = _decode(
+            policy, prompts, choose, num_generations, max_completion_length, ends, finished
+        )
+    return batch.rollout(prompt_ids, prompt_mask)
+
+
+def _decode(
+    policy: Decoder,
+    prompts: Sequence[Sequence[int]],
+    choose: Choose,
+    num_generations: int,
+    max_completion_length: int,
+    ends: EndRule,
+    finished: Finished | None,
+) -> _Batch:
+    """The loop of `generate`."""
+    prompt_ids, prompt_mask = pad_left(prompts)
     distinct, owners = _distinct(prompts)
     ids, mask = (x[distinct].to(policy.device) for x in (prompt_ids, prompt_mask))
     logits, cache = policy.prefill(ids, mask, room=max_completion_length - 1)
@@ -97,7 +114,7 @@ def generate(
             if not len(tokens):
                 break
         logits = batch.advance(policy, tokens, cache, prompt_ids.shape[1] + token + 1)
-    return batch.rollout(prompt_ids, prompt_mask)
+    return batch
 
 
 def _distinct(prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
@@ -195,11 +212,16 @@ class _Batch:
 
     def rollout(self, prompt_ids: Tensor, prompt_mask: Tensor) -> Rollout:
         width = int(self.completion_mask.sum(dim=1).max())
+
+        def written(values: Tensor) -> Tensor:
+            """A copy, since what is made in inference mode cannot take part in a gradient."""
+            return values.cpu().clone()
+
         return Rollout(
             prompt_ids=prompt_ids,
             prompt_mask=prompt_mask,
-            completion_ids=self.completion_ids[:, :width].cpu(),
-            completion_mask=self.completion_mask[:, :width].cpu(),
-            sampling_logprobs=self.logprobs[:, :width].cpu(),
-            ended=self.ended.cpu(),
+            completion_ids=written(self.completion_ids[:, :width]),
+            completion_mask=written(self.completion_mask[:, :width]),
+            sampling_logprobs=written(self.logprobs[:, :width]),
+            ended=written(self.ended),
         )

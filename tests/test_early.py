@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rewards import Graded, per_sample
-from rl4lm import ReinforceConfig, ReinforceTrainer
+from rl4lm import ReinforceConfig, ReinforceTrainer, early
 from rl4lm.console import Screen
 from rl4lm.early import EarlyScores
 from rl4lm.errors import RewardError, RewardFailedError
@@ -79,12 +79,12 @@ def open_scores(scorer):
 
 def in_parts(scorer, parts):
     """Scores where completions finish in these parts, one after another."""
-    with open_scores(scorer) as early:
+    with open_scores(scorer) as scores:
         for rows in parts:
-            early.listener(rows, [IDS[row] for row in rows])
-        texts, scores = early.finish(IDS)
+            scores.offer(rows, [IDS[row] for row in rows])
+        texts, found = scores.finish(IDS)
     assert texts == decode(IDS)
-    return scores
+    return found
 
 
 def make(*rewards, weights=None):
@@ -140,29 +140,43 @@ def test_each_completion_is_asked_about_once_and_decoded_once():
         decoded.extend(ids)
         return decode(ids)
 
-    with EarlyScores(make(counted), EXAMPLES, GROUP, counting, CONTEXT) as early:
-        early.listener([8, 0], [IDS[8], IDS[0]])
-        early.listener([4], [IDS[4]])
-        early.finish(IDS)
+    with EarlyScores(make(counted), EXAMPLES, GROUP, counting, CONTEXT) as scores:
+        scores.offer([8, 0], [IDS[8], IDS[0]])
+        scores.offer([4], [IDS[4]])
+        scores.finish(IDS)
     assert asked[:3] == ["j", "b", "fff"]
     assert sorted(asked) == sorted(decode(IDS))
     assert decoded == [IDS[row] for row in (8, 0, 4, 1, 2, 3, 5, 6, 7)]
 
 
-def test_only_per_sample_rewards_listen():
+def test_only_per_sample_rewards_listen(monkeypatch):
     async def awaited(completions):
         return [0.0] * len(completions)
 
     awaited.per_sample = True
-    before = threading.active_count()
+    monkeypatch.setattr(early, "_WORTH_S", 0.0)
     for rewards in [(batch,), (later, by_token), (awaited,)]:
-        with open_scores(make(*rewards)) as early:
-            assert early.listener is None
-            early.finish(IDS)
-    with open_scores(make(graded)) as early:
-        assert early.listener is not None
-        early.finish(IDS)
-        assert threading.active_count() == before, "a thread for nothing"
+        assert open_scores(make(*rewards)).listener is None
+    assert open_scores(make(batch, graded)).listener is not None
+
+
+def test_rewards_listen_that_have_taken_their_time():
+    @per_sample
+    def slow(completion):
+        time.sleep(0.015)  # nine of them take more than 0.1 s
+        return 0.0
+
+    def slow_too(completions):
+        time.sleep(0.2)
+        return [0.0] * len(completions)
+
+    for rewards, listens in [((slow, graded), True), ((slow_too, graded), False)]:
+        scorer, threads = make(*rewards), threading.active_count()
+        with open_scores(scorer) as scores:
+            assert scores.listener is None, "nothing is known of it yet"
+            scores.finish(IDS)
+            assert threading.active_count() <= threads, "a thread for nothing"
+        assert (open_scores(scorer).listener is not None) == listens
 
 
 def test_a_reward_that_logs_a_number_for_the_step_sees_everything():
@@ -184,11 +198,11 @@ def test_the_reward_is_called_while_others_wait_and_in_the_callers_context():
         called.set()
         return 1.0
 
-    with decimal.localcontext() as local, open_scores(make(recorded)) as early:
+    with decimal.localcontext() as local, open_scores(make(recorded)) as scores:
         local.prec = 77
-        early.listener([5], [IDS[5]])
+        scores.offer([5], [IDS[5]])
         assert called.wait(LIMIT_S)
-        early.finish(IDS)
+        scores.finish(IDS)
     assert {t is threading.main_thread() for t in threads[:1]} == {False}
     assert {t is threading.main_thread() for t in threads[1:]} == {True}
     assert set(digits) == {77}
@@ -218,12 +232,12 @@ def test_rewards_never_run_beside_one_another():
     async def four(completions):
         return alone([4.0] * len(completions))
 
-    with open_scores(make(three, one, four, two)) as early:
+    with open_scores(make(three, one, four, two)) as scores:
         for row in range(6):
-            early.listener([row], [IDS[row]])
+            scores.offer([row], [IDS[row]])
         assert started.wait(LIMIT_S)
-        _, scores = early.finish(IDS)
-    assert (scores.rewards == 10).all()
+        _, found = scores.finish(IDS)
+    assert (found.rewards == 10).all()
     assert len(overlaps) == 9 + 9 + 2
     assert not any(overlaps)
 
@@ -286,12 +300,12 @@ def test_after_a_failure_nothing_more_is_asked_before_the_end():
         asked.append(completion)
         return 0.0
 
-    with open_scores(make(first, second)) as early:
-        early.listener([7], [IDS[7]])
+    with open_scores(make(first, second)) as scores:
+        scores.offer([7], [IDS[7]])
         assert failing.wait(LIMIT_S)
-        early.listener([0, 1], [IDS[0], IDS[1]])  # nothing is raised here
+        scores.offer([0, 1], [IDS[0], IDS[1]])  # nothing is raised here
         with pytest.raises(RewardFailedError, match="'first' raised ValueError: broken reference"):
-            early.finish(IDS)
+            scores.finish(IDS)
     assert asked == []
 
 
@@ -305,9 +319,9 @@ def test_a_failure_on_the_thread_alone_is_not_lost_and_says_what_to_do():
     with pytest.raises(RewardFailedError, match=r"main thread of the main.*`per_sample`.*False"):
         in_parts(scorer, [[0]])
     needs_the_main_thread.per_sample = False
-    with open_scores(scorer) as early:
-        assert early.listener is None
-        assert (early.finish(IDS)[1].rewards == 1).all()
+    with open_scores(scorer) as scores:
+        assert scores.listener is None
+        assert (scores.finish(IDS)[1].rewards == 1).all()
 
 
 def test_an_interrupt_of_the_reward_is_none_of_its_failures():
@@ -337,10 +351,10 @@ class Blocked:
         return blocked
 
     def sampling_ends_with(self, error):
-        with open_scores(make(self.reward)) as early:
-            early.listener([0], [IDS[0]])
+        with open_scores(make(self.reward)) as scores:
+            scores.offer([0], [IDS[0]])
             assert self.called.wait(LIMIT_S)
-            early.listener([1, 2], [IDS[1], IDS[2]])
+            scores.offer([1, 2], [IDS[1], IDS[2]])
             if not isinstance(error, KeyboardInterrupt):
                 threading.Timer(0.2, self.release.set).start()
             raise error
@@ -379,42 +393,49 @@ def make_trainer(rewards):
     return ReinforceTrainer(None, rewards, config, callbacks=[Listener()], screen=screen), rows
 
 
-@pytest.mark.parametrize("early", [True, False])
-def test_in_a_run_rewards_are_called_before_sampling_ends(early, monkeypatch):
+@pytest.mark.parametrize("alone", [True, False])
+def test_in_a_run_slow_rewards_are_called_before_sampling_ends(alone, monkeypatch):
     called, heard = threading.Event(), []
 
     def decode_token(self, tokens, mask, positions, cache):
         if len(positions) < 64:  # some completions have finished and left the batch
-            heard.append(called.wait(LIMIT_S) if early else called.is_set())
+            heard.append(called.wait(LIMIT_S) if alone else called.is_set())
         return plain_decode(self, tokens, mask, positions, cache)
 
     @per_sample
-    def notices(completion, answer):
+    def slow(completion, answer):
         called.set()
+        time.sleep(0.002)
         return Graded(float(completion == answer), f"expected {answer}")
 
-    notices.per_sample = early
-    trainer, _ = make_trainer(notices)
+    slow.per_sample = alone
+    trainer, _ = make_trainer(slow)
+    gatherer, state = trainer.learner.gatherer, trainer.learner.state.baseline_state
+    gatherer.gather(0, state, CONTEXT, Stopwatch())
+    called.clear()
     plain_decode = Policy.decode
     monkeypatch.setattr(Policy, "decode", decode_token)
-    gatherer = trainer.learner.gatherer
-    gatherer.gather(0, trainer.learner.state.baseline_state, CONTEXT, Stopwatch())
+    gatherer.gather(1, state, CONTEXT, Stopwatch())
     assert heard
-    assert set(heard) == {early}
+    assert set(heard) == {alone}
 
 
-def test_a_run_is_the_same_with_and_without_listening():
+def test_a_run_is_the_same_with_and_without_listening(monkeypatch):
+    threads = set()
+
     @per_sample
     def right(completion, answer):
+        threads.add(threading.current_thread())
         close = completion[:1] == str(answer)[:1]
         return Graded(float(completion == str(answer)) + close / 2, "close" if close else "")
 
     found = []
-    for early in (True, False):
-        right.per_sample = early
+    for worth in (0.0, math.inf):
+        monkeypatch.setattr(early, "_WORTH_S", worth)
         trainer, rows = make_trainer([right, batch_length])
         trainer.train()
         found.append(rows)
+    assert threads - {threading.main_thread()}, "nobody has listened"
     assert found[0] == found[1]
     assert {row["right/detail"] for row in found[0]} == {"", "close"}
 
@@ -424,7 +445,7 @@ def batch_length(completions, **columns):
 
 
 STUCK = """
-import time
+import threading, time
 from rewards import per_sample
 
 def hang():
@@ -433,7 +454,8 @@ def hang():
 
 @per_sample
 def alone(completion):
-    return hang()
+    time.sleep(0.01)
+    return 0.0 if threading.current_thread() is threading.main_thread() else hang()
 
 async def awaited(completions, **columns):
     return hang()

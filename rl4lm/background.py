@@ -1,0 +1,94 @@
+"""Work beside the main thread, on a thread that never keeps a program from ending."""
+
+from __future__ import annotations
+
+import contextvars
+import threading
+from collections.abc import Callable, Sequence
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class Background(Generic[T]):
+    """A thread that works on things in the order in which they are handed over.
+
+    It takes all that waits at once, so that slow work is not slowed further by many calls. After a
+    failure it works no more. It is a daemon: Python does not wait for it at its end, as it would
+    for the threads of an executor.
+    """
+
+    def __init__(self, work: Callable[[list[T]], object]) -> None:
+        """Take the work; no thread runs until something is handed over."""
+        self._work = work
+        self._changed = threading.Condition()
+        self._waiting: list[T] = []
+        self._thread: threading.Thread | None = None
+        self._failure: BaseException | None = None
+        self._busy = False
+        self._closed = False
+
+    def hand_over(self, things: Sequence[T]) -> None:
+        """Leave things to be worked on; returns at once."""
+        with self._changed:
+            self._waiting.extend(things)
+            self._changed.notify_all()
+        if self._thread is None:
+            # In a copy of the context, which holds the precision of `decimal`, for one.
+            run = contextvars.copy_context().run
+            self._thread = threading.Thread(target=run, args=(self._run,), daemon=True)
+            self._thread.start()
+
+    def wait(self) -> None:
+        """Return when all that was handed over is done, or raise what the work raised."""
+        # Not `Thread.join`: a signal gets through to one who waits for a condition.
+        with self._changed:
+            self._changed.wait_for(self._idle)
+        if self._failure is not None:
+            raise self._failure
+
+    def close(self, patience: float) -> None:
+        """Drop what waits, and end the thread after the work in hand.
+
+        Args:
+            patience: seconds to wait for that work; it is left to itself then.
+        """
+        with self._changed:
+            self._waiting, self._closed = [], True
+            self._changed.notify_all()
+            self._changed.wait_for(self._idle, patience)
+
+    def _idle(self) -> bool:
+        return self._failure is not None or not (self._waiting or self._busy)
+
+    def _run(self) -> None:
+        while things := self._take():
+            try:
+                self._work(things)
+            except BaseException as failure:  # noqa: BLE001, raised again in the thread that waits
+                self._failure = failure
+            with self._changed:
+                self._busy = False
+                self._changed.notify_all()
+            if self._failure is not None:
+                return
+
+    def _take(self) -> list[T]:
+        """All that waits, as soon as something does; nothing when there will be no more."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._closed)
+            things, self._waiting = self._waiting, []
+            self._busy = bool(things)
+            return things
+
+
+def in_background(work: Callable[[], T]) -> T:
+    """What `work` returns or raises; meanwhile a signal gets through to the thread that waits."""
+    results: list[T] = []
+    thread = Background[None](lambda _: results.append(work()))
+    thread.hand_over([None])
+    try:
+        thread.wait()
+    finally:
+        thread.close(patience=0.0)
+    return results[0]
