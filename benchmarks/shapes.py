@@ -1,9 +1,9 @@
 """The models and prompts that the benchmarks run on: random weights from a fixed seed.
 
     size  architecture                    hidden  layers  vocabulary  new tokens  prompts x samples
-    T     Llama, untied head                 128       4         100          16              8 x 8
-    S     Llama, untied head                 512       8      32,000          64              8 x 8
-    V     Llama, untied head                 256       4     151,936          64              8 x 8
+    T     Llama, tied head                   128       4         100          16              8 x 8
+    S     Llama, tied head                   512       8      32,000          64              8 x 8
+    V     Llama, tied head                   256       4     151,936          64              8 x 8
     G     Qwen2.5-0.5B's, tied head          896      24     151,936         256             64 x 8
     L     Qwen2.5-1.5B's, tied head         1536      28     151,936         256             64 x 8
 
@@ -49,7 +49,7 @@ class Shape:
     new_tokens: int
     prompts: int = 8
     samples: int = 8
-    tied: bool = False
+    tied: bool = True
     architecture: str = "llama"
 
     @property

@@ -10,7 +10,8 @@ of each is not counted. `ours` and `trl_grpo` have --rounds turns, the others --
 other round goes in reverse order. All use AdamW (at 1e-7, so that lengths stay as they are), norm
 clipped to 1, one gradient step per sampling, no KL, temperature 1, the whole vocabulary, and a
 reward that costs nothing. TRL has its fast settings (fp32 on a CPU, no activation checkpointing)
-and the fastest micro-batch of those tried; `trl_grpo_frugal` shows its memory at a smaller one.
+and the fastest micro-batch of those tried; `trl_grpo_frugal` and `ours_frugal` show the memory of
+both at smaller ones.
 
 Printed and written: per contender the wall and processor seconds (median, range) and their parts,
 peak memory, the ratio of each to ours per round with its median, range and bootstrap interval. On
@@ -29,7 +30,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from contenders import CLOCKS, MICRO, MICRO_HAND_ROLLED, NAMES, Job
+from contenders import CLOCKS, MICRO, MICRO_HAND_ROLLED, NAMES, TOKENS, Job
 from measuring import RESULTS, bootstrap_interval, machine, machine_line, summary, write_results
 from racing import Contender
 from shapes import VARIANTS, prompt_ids, shape_of
@@ -41,6 +42,7 @@ SIZES = tuple(MICRO)
 def jobs(arguments: argparse.Namespace, device: str) -> list[Job]:
     """What each contender is asked to be."""
     fast, frugal = MICRO[arguments.size]
+    quick, lean = TOKENS[arguments.size]
     loop = arguments.micro_hand_rolled or MICRO_HAND_ROLLED[arguments.size]
     micro = {"hand_rolled": loop, "trl_grpo_frugal": frugal}
     return [
@@ -50,7 +52,9 @@ def jobs(arguments: argparse.Namespace, device: str) -> list[Job]:
             variant=arguments.variant,
             threads=arguments.threads,
             micro=micro.get(name, arguments.micro_trl or fast),
-            tokens_per_micro_batch=arguments.tokens_per_micro_batch,
+            tokens_per_micro_batch=lean
+            if name == "ours_frugal"
+            else arguments.tokens_per_micro_batch or quick,
             device=device,
             max_steps=arguments.rounds + 1,
         )
@@ -186,13 +190,15 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--micro_trl", type=int, help="completions of a micro-batch of TRL")
     parser.add_argument("--micro_hand_rolled", type=int, help="the same of the hand-written loop")
     parser.add_argument(
-        "--tokens_per_micro_batch", type=int, help="of ours; default: the trainer's own"
+        "--tokens_per_micro_batch", type=int, help="of ours; default: what suits the size"
     )
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     fast, frugal = MICRO[arguments.size]
     if arguments.contenders is None:
+        quick, lean = TOKENS[arguments.size]
         left_out = {"trl_grpo_frugal"} if fast == frugal or arguments.micro_trl else set()
+        left_out |= {"ours_frugal"} if quick == lean else set()
         if arguments.variant == "single":
             left_out |= {"trl_rloo"}  # it divides by the samples less one
         arguments.contenders = [name for name in NAMES if name not in left_out]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from peft import LoraConfig
@@ -9,10 +11,12 @@ from torch import nn
 from transformers.models.llama import modeling_llama
 
 from rl4lm import policy as policy_module
+from rl4lm import probe as probe_module
 from rl4lm.drawing import InverseCdf
 from rl4lm.errors import ModelError, TrainingError
 from rl4lm.loading import add_adapter
 from rl4lm.losses import TokenWeights
+from rl4lm.packability import why_not_packable
 from rl4lm.preparing import inference_mode_of
 from rl4lm.probe import probe
 from rl4lm.randomness import Stream
@@ -67,6 +71,67 @@ def test_the_usual_architectures_keep_the_fast_path(architecture, tiny):
     sampler, forward, difference, scale = gaps(tiny, model, policy)
     assert max(sampler, forward) < 1e-4
     assert max(difference, scale) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("architecture", "why"),
+    [
+        ("mistral", "it asks its attention for sliding_window"),
+        ("gemma2", "it asks its attention for sliding_window"),
+    ],
+)
+@pytest.mark.parametrize("std", [0.3, 0.02], ids=["lively", "fresh"])
+def test_attention_that_cannot_be_replaced_keeps_padded_rows(architecture, why, std, tiny):
+    """A window of 4 tokens, shorter than a prompt here; on fresh weights hardly a number tells."""
+    model = tiny.build_model(architecture, std=std)
+    policy = tiny.build_policy(model)
+    (note,) = [note for note in probe(policy) if "rows are padded" in note]
+    assert why in note
+    assert not policy.module.packs
+    sampler, forward, difference, scale = gaps(tiny, model, policy)
+    assert max(sampler, forward) < 1e-4
+    assert max(difference, scale) < 1e-5
+
+
+def test_the_fast_path_can_be_switched_off(tiny):
+    policy = tiny.build_policy(tiny.build_model("llama"))
+    assert probe(policy, fast_path=False) == []
+    assert not policy.module.packs
+
+
+@pytest.mark.parametrize("std", [0.3, 0.02], ids=["lively", "fresh"])
+def test_layers_that_look_at_their_neighbours_are_found_in_a_packed_row(std, tiny, monkeypatch):
+    """A convolution over tokens, as hybrid models have: harmless alone, a leak in a packed row."""
+    policy = tiny.build_policy(tiny.build_model("llama", std=std))
+    forward = modeling_llama.LlamaMLP.forward
+
+    def mixing(self, states):
+        before = torch.nn.functional.pad(states, (0, 0, 1, 0))[:, :-1]
+        return forward(self, states + 1e-3 * before)
+
+    monkeypatch.setattr(modeling_llama.LlamaMLP, "forward", mixing)
+    rollout = probe_module._made_up_rollout(policy)
+    reference = probe_module._plain_logprobs(policy, rollout)
+    why = why_not_packable(policy, rollout, reference)
+    assert why == "sequences of a packed row see one another"
+
+
+def test_a_model_that_keeps_its_own_attention_is_found(tiny, monkeypatch):
+    """Half of the layers do not ask for the function that stands in the configuration."""
+    policy = tiny.build_policy(tiny.build_model("llama"))
+    own = modeling_llama.LlamaAttention.forward
+
+    def sometimes(self, *given, **named):
+        if self.layer_idx == 1:
+            named.pop("layout", None)
+            self.config = copy.deepcopy(self.config)
+            self.config._attn_implementation = "sdpa"
+        return own(self, *given, **named)
+
+    monkeypatch.setattr(modeling_llama.LlamaAttention, "forward", sometimes)
+    rollout = probe_module._made_up_rollout(policy)
+    why = why_not_packable(policy, rollout, probe_module._plain_logprobs(policy, rollout))
+    assert why == "1 of its 2 layers let their attention be replaced"
 
 
 @pytest.mark.parametrize("architecture", ["gemma2", "granite"])

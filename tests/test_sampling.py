@@ -49,6 +49,26 @@ def test_tokens_are_drawn_by_softmax_of_logits_over_temperature():
     assert p_value(counts.roll(1), torch.softmax(LOGITS / TEMPERATURE, -1)) < 1e-12, "shifted"
 
 
+@pytest.mark.parametrize("vocabulary", [7, 511, 512, 513, 1024, 1500])
+def test_a_token_is_found_by_blocks_as_by_one_cumulative_sum(vocabulary):
+    generator = torch.Generator().manual_seed(vocabulary)
+    logits = 3 * torch.randn(400, vocabulary, generator=generator, dtype=torch.float64)
+    logits[torch.rand(logits.shape, generator=generator) < 0.4] = -torch.inf
+    logits[:, 0] = logits[:, 0].where(logits[:, 0].isfinite(), 0.0)  # something can be drawn
+    probabilities = logits.softmax(-1)
+    uniform = torch.rand(400, generator=generator, dtype=torch.float64)
+    uniform[:3] = torch.tensor([0.0, 1.0 - 2.0**-53, 0.5])
+    cumulative = probabilities.cumsum(-1)
+    height = (uniform * cumulative[:, -1])[:, None]
+    below = torch.nextafter(cumulative[:, -1:], torch.zeros(1, dtype=torch.float64))
+    expected = torch.searchsorted(cumulative, torch.minimum(height, below), right=True)
+    found = invert_cdf(probabilities, uniform)
+    assert torch.equal(found, expected.squeeze(-1))
+    assert (probabilities.gather(1, found[:, None]) > 0).all()
+    shifted = invert_cdf(probabilities, (uniform + 0.3) % 1)
+    assert not torch.equal(shifted, found)
+
+
 def test_the_logprob_is_that_of_the_token_drawn():
     tokens, logprobs = chooser()(LOGITS.repeat(50, 1), torch.arange(50), 0)
     expected = torch.log_softmax(LOGITS / TEMPERATURE, -1)[tokens]
