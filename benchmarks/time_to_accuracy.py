@@ -58,6 +58,7 @@ EVERY = 10  # steps between evaluations
 FACTORS = {"ours": (1.0,), "grpo": (0.25, 0.5, 1.0, 2.0), "rloo": (0.5, 1.0)}
 MICRO_BATCHES = (128, 256, 1024)  # completions per forward and backward pass of TRL
 TRIAL_STEPS = 8  # to find the fastest of them
+STEPS = 360  # of every run; the learning rate falls over them
 # What TRL's trainers take from our settings, and what else is right for them here.
 SHARED = (
     "lr_scheduler_type",
@@ -91,6 +92,11 @@ TRL_SETTINGS: dict[str, Any] = {
 }
 
 
+def our_settings() -> dict[str, Any]:
+    """The shipped settings, over as many steps for every method."""
+    return model_settings(MODEL) | {"max_steps": STEPS}
+
+
 @dataclass(frozen=True)
 class Job:
     """One training run."""
@@ -114,7 +120,7 @@ class Referee:
 
     def __init__(self, job: Job) -> None:
         """Prepare evaluations, on a copy of the model."""
-        config = ReinforceConfig(**model_settings(MODEL) | {"torch_threads": 1})
+        config = ReinforceConfig(**our_settings() | {"torch_threads": 1})
         self._judge = ReinforceTrainer(args=config, screen=Screen(quiet=True))
         self._job = job
         self._last = job.steps or config.max_steps
@@ -182,7 +188,7 @@ class _StopOurs:
 
 def train_ours(job: Job, referee: Referee) -> dict[str, Any]:
     """Train with this package, as shipped but for seed and learning rate; returns the settings."""
-    settings = {**model_settings(MODEL), "torch_threads": 1}
+    settings = {**our_settings(), "torch_threads": 1}
     settings |= {"seed": job.seed, "learning_rate": job.learning_rate}
     trainer = ReinforceTrainer(
         args=ReinforceConfig(**settings, eval_samples=0),
@@ -207,7 +213,7 @@ def train_trl(job: Job, referee: Referee) -> dict[str, Any]:
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             control.should_training_stop = referee.over(state.global_step)
 
-    ours = ReinforceConfig(**model_settings(MODEL))
+    ours = ReinforceConfig(**our_settings())
     settings = {name: getattr(ours, name) for name in SHARED} | TRL_SETTINGS
     settings |= {"seed": job.seed, "learning_rate": job.learning_rate}
     # One sampling is one optimizer step: TRL samples once per accumulation by default.
@@ -284,7 +290,7 @@ def measure(
         seeds: how many.
         limits: processor seconds of a run that only helps to choose, and of one that counts.
     """
-    rate = ReinforceConfig(**model_settings(MODEL)).learning_rate
+    rate = ReinforceConfig(**our_settings()).learning_rate
     factors = FACTORS[method]
     job = Job(method, rate, 0, limit=limits[0] if len(factors) > 1 else limits[1])
     sizes = trial_seconds(job, result_of) if method != "ours" else {0: 0.0}
@@ -448,7 +454,7 @@ def main() -> None:
     result_of = runner(arguments.cache, allowed)
     limits = (arguments.grid_limit, arguments.limit)
     found = {name: measure(name, result_of, arguments.seeds, limits) for name in NAMES}
-    config = ReinforceConfig(**model_settings(MODEL))
+    config = ReinforceConfig(**our_settings())
     payload = {
         "targets": TARGETS,
         "every": EVERY,

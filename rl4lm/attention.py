@@ -266,6 +266,7 @@ class PromptStore:
             torch.tensor([next(places) for _ in bucket], device=device)
             for bucket in packing.prompts
         ]
+        self.device = device
         self.keys: dict[int, Tensor] = {}  # layer -> [D, key heads, Q, d]
         self.values: dict[int, Tensor] = {}
         at = torch.tensor(order).argsort()
@@ -294,9 +295,16 @@ class PromptStore:
 class Decoding:
     """The layout of one more token for each of b completions of the prompts of a store."""
 
-    def __init__(self, store: PromptStore) -> None:
-        """Begin with one row for each prompt."""
+    def __init__(self, store: PromptStore, own_hidden: Tensor | None = None) -> None:
+        """Begin with one row for each prompt.
+
+        Args:
+            store: the prompts, and their keys and values.
+            own_hidden: [1, 1, 1, t], added to the scores of drawn tokens, where some of the t
+                places at hand are not written yet.
+        """
         self._store = store
+        self._own_hidden = own_hidden
         self._owners = list(range(len(next(iter(store.keys.values())))))  # row -> prompt
         self._places: Tensor | None = None  # int64 [b], of each row among [D, W]; None = all full
         self._prompts = len(self._owners)  # D
@@ -337,6 +345,8 @@ class Decoding:
             scores = scores + self._store.hidden.to(scores.dtype)
         length = scores.shape[3]  # Q
         own = torch.matmul(query, key.transpose(2, 3))  # [b, key heads, shared, t]
+        if self._own_hidden is not None:
+            own = own + self._own_hidden.to(own.dtype)
         both = torch.cat([self._by_row(scores, shared), own], dim=3)
         exact = torch.float64 if both.dtype == torch.float64 else torch.float32
         weights = torch.softmax(both, dim=3, dtype=exact).to(value.dtype)

@@ -183,7 +183,7 @@ def _samples(config: ReinforceConfig, namespace: Any) -> Iterator[dict[str, Any]
         temperature=config.temperature,
         restrict=keep_most_likely(namespace.top_k, namespace.top_p) if restricted else None,
     )
-    with inference_mode_of(policy.module):
+    with inference_mode_of(policy.module), policy.precision():
         rollout = generate(
             policy,
             policy.codec.encode(namespace.prompt),

@@ -61,14 +61,15 @@ def evaluate(
     with inference_mode_of(policy.module):
         for indices in _batches(wanted):
             examples = data.examples(indices)
-            rollout = generate(
-                policy,
-                policy.codec.encode([example.prompt for example in examples]),
-                greedy,
-                num_generations=1,
-                max_completion_length=max_completion_length,
-                ends=ends,
-            )
+            with policy.precision():  # of the rollout only: rewards have a precision of their own
+                rollout = generate(
+                    policy,
+                    policy.codec.encode([example.prompt for example in examples]),
+                    greedy,
+                    num_generations=1,
+                    max_completion_length=max_completion_length,
+                    ends=ends,
+                )
             records += _records(policy, examples, rollout, scorer, accuracy, context)
     return summarize(world.gather_lists(records), scorer.names)
 

@@ -120,7 +120,7 @@ class Gatherer:
             num_generations=self._config.num_generations,
             temperature=self._config.temperature,
         )
-        with inference_mode_of(self._policy.module):
+        with inference_mode_of(self._policy.module), self._policy.precision():
             return generate(
                 self._policy,
                 self._policy.codec.encode([example.prompt for example in examples]),

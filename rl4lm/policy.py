@@ -11,6 +11,7 @@ import copy
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -23,6 +24,7 @@ from rl4lm.logprobs import Head, tiled_entropies, tiled_gradient, tiled_logprobs
 from rl4lm.losses import TokenWeights
 from rl4lm.microbatch import MicroBatch, first_of_equals, micro_batches
 from rl4lm.packing import pack
+from rl4lm.replayed import cuda_graph
 from rl4lm.text import TextCodec
 from rl4lm.types import Rollout
 
@@ -46,6 +48,8 @@ class PolicyModule(nn.Module):
         self.model = model
         self.separate_head = separate_head
         self.packs = False  # whether its attention can be replaced; `rl4lm.probe` finds out
+        # Whether decoding with that attention is captured and replayed; the probe compares.
+        self.replays = any(parameter.is_cuda for parameter in model.parameters())
         accepted = inspect.signature(self._backbone().forward).parameters
         self._takes_positions = "position_ids" in accepted
 
@@ -199,7 +203,7 @@ class Policy:
                 torch.tensor([row.positions], device=self.device),
                 layout=PackedRow(row.packing, self.device, store),
             )
-        return logits, SharedCache(store, room)
+        return logits, SharedCache(store, room, cuda_graph if self.module.replays else None)
 
     def decode(self, tokens: Tensor, mask: Tensor | None, positions: Tensor, cache: Any) -> Tensor:
         """Logits [b, V] after `tokens` [b] at `positions` [b].
@@ -209,17 +213,21 @@ class Policy:
         """
         if isinstance(cache, SharedCache):
             with shared_prompts(self.module.causal_lm), self.precision():
-                return self.module(
-                    cache.last_logits,
-                    tokens[:, None],
-                    None,
-                    positions[:, None],
-                    cache.drawn,
-                    layout=cache.layout,
-                )
+                return cache.run(partial(self._step, cache), tokens, positions)
         mask = None if mask is None else mask.long()
         with self.precision():
             return self.module(last_logits, tokens[:, None], mask, positions[:, None], cache)
+
+    def _step(self, cache: SharedCache, tokens: Tensor, positions: Tensor) -> Tensor:
+        """`decode` with prompts that are shared."""
+        return self.module(
+            cache.last_logits,
+            tokens[:, None],
+            None,
+            positions[:, None],
+            cache.drawn,
+            layout=cache.layout,
+        )
 
     @torch.no_grad()
     def prompt_features(self, prompt_ids: Tensor, prompt_mask: Tensor) -> Tensor:
@@ -382,7 +390,13 @@ class Policy:
         )
 
     def precision(self) -> AbstractContextManager[Any]:
-        """The context that computations run in: autocast, or nothing."""
+        """The context that computations run in: autocast, or nothing.
+
+        Autocast keeps its casts of trainable weights until the outermost context ends, outside of
+        inference mode: a rollout inside one casts them once, and not for every token.
+        """
+        # Frozen weights are cast at every use all the same. Under an adapter that is most of them,
+        # and a token then reads float32 masters; pure_bfloat16 has no such cost.
         if self._autocast_dtype is None:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=self._autocast_dtype)

@@ -43,7 +43,8 @@ def probe(policy: Policy, fast_path: bool = True) -> list[str]:
 
     Args:
         policy: as it will train.
-        fast_path: pack rows and decode from a cache of fixed size where the model allows it.
+        fast_path: pack rows and decode from a cache of fixed size where the model allows it; on a
+            GPU, replay the decoding.
 
     Returns:
         Lines for the log: what was switched and why. Empty where all is as hoped.
@@ -61,6 +62,7 @@ def probe(policy: Policy, fast_path: bool = True) -> list[str]:
     notes = _choose_head(policy, rollout, reference)
     if fast_path:
         notes += _choose_packing(policy, rollout, reference)
+    notes += _choose_replaying(policy, prompts)
     _check_decoding(policy, prompts)
     _check_gradients(policy, rollout)
     return notes
@@ -96,7 +98,7 @@ def _check_cache(policy: Policy, prompt: list[int]) -> None:
 
 
 def _decode(policy: Policy, prompts: list[list[int]]) -> Rollout:
-    with _refusing_other_caches(policy):
+    with inference_mode_of(policy.module), policy.precision():
         return generate(
             policy,
             prompts,
@@ -186,17 +188,39 @@ def _head_gives_the_logits(policy: Policy, prompt: list[int]) -> bool:
     return len(seen) == 1 and torch.equal(seen[0].to(logits.logits.dtype), logits.logits)
 
 
+def _choose_replaying(policy: Policy, prompts: list[list[int]]) -> list[str]:
+    """Leave replayed decoding on where it does what the whole model does; else say why not."""
+    policy.module.replays = policy.module.replays and policy.module.packs
+    if not policy.module.replays:
+        return []
+    try:
+        gap = _decoding_gap(policy, prompts)
+    except RuntimeError as error:
+        why = f"its decoding cannot be captured ({str(error).partition(chr(10))[0]})"
+    else:
+        if gap <= policy.tolerance:
+            return []
+        why = f"log-probs of replayed decoding are off by {gap:.2g}"
+    policy.module.replays = False
+    return [f"{_name(policy)}: {why}; every token's kernels are launched one by one"]
+
+
 def _check_decoding(policy: Policy, prompts: list[list[int]]) -> None:
     """Compare the decoding of the path that was chosen with the whole model."""
-    with inference_mode_of(policy.module):
-        rollout = _decode(policy, prompts)
-    gap = _gap(rollout.sampling_logprobs, _plain_logprobs(policy, rollout))
+    with _refusing_other_caches(policy):
+        gap = _decoding_gap(policy, prompts)
     if not gap <= policy.tolerance:
         raise ModelError(
             f"{_name(policy)} cannot be served by the generation loop: with left-padded prompts "
             f"and a cache its log-probabilities are off by {gap:.2g} from a plain forward pass "
             f"({_WHY_NAN if math.isnan(gap) else _WHY_OFF})"
         )
+
+
+def _decoding_gap(policy: Policy, prompts: list[list[int]]) -> float:
+    """Largest difference of log-probs, of greedy decoding and of the whole model."""
+    rollout = _decode(policy, prompts)
+    return _gap(rollout.sampling_logprobs, _plain_logprobs(policy, rollout))
 
 
 def _gap(logprobs: Tensor, reference: Tensor) -> float:

@@ -11,6 +11,7 @@ the distribution is softmax(logits / temperature) over the full vocabulary and n
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -23,6 +24,7 @@ from rl4lm.types import Rollout, pad_left
 # Rows leave the batch when this share of it has finished; selecting rows copies the cache.
 _COMPACT_SHARE = 0.125
 _CHECK_EVERY_ON_GPU = 16  # tokens; asking makes the host wait for the device
+_COMPACT_SHARE_ON_GPU = 0.5  # every size of a batch is captured anew: there are log2(B) at most
 
 
 class Decoder(Protocol):
@@ -77,11 +79,17 @@ def generate(
         completion; a completion that was cut off has ``ended`` False.
     """
     prompt_ids, prompt_mask = pad_left(prompts)
-    with torch.inference_mode():
+    with _without_gradient(policy.device):
         batch = _decode(
             policy, prompts, choose, num_generations, max_completion_length, ends, finished
         )
     return batch.rollout(prompt_ids, prompt_mask)
+
+
+def _without_gradient(device: torch.device) -> AbstractContextManager[Any]:
+    """Inference mode, or what comes next to it."""
+    # In inference mode autocast keeps no cast of a weight, and makes them anew for every token.
+    return torch.inference_mode() if device.type == "cpu" else torch.no_grad()
 
 
 def _decode(
@@ -102,7 +110,9 @@ def _decode(
     cache.batch_select_indices(samples)
     batch = _Batch.start(mask[samples], max_completion_length, logits, ends)
     logits = logits[samples]  # [B, V]
-    every = 1 if policy.device.type == "cpu" else _CHECK_EVERY_ON_GPU
+    on_cpu = policy.device.type == "cpu"
+    every = 1 if on_cpu else _CHECK_EVERY_ON_GPU
+    share = _COMPACT_SHARE if on_cpu else _COMPACT_SHARE_ON_GPU
     for token in range(max_completion_length):
         tokens = batch.record(choose, logits, token)
         if token + 1 == max_completion_length:
@@ -110,7 +120,7 @@ def _decode(
         if (token + 1) % every == 0:
             if finished is not None:
                 batch.tell(finished)
-            tokens = batch.compact(tokens, cache)
+            tokens = batch.compact(tokens, cache, share)
             if not len(tokens):
                 break
         logits = batch.advance(policy, tokens, cache, prompt_ids.shape[1] + token + 1)
@@ -191,10 +201,10 @@ class _Batch:
             ids = self.completion_ids[rows].tolist()
             finished(rows.tolist(), [row[:n] for row, n in zip(ids, lengths, strict=True)])
 
-    def compact(self, tokens: Tensor, cache: Any) -> Tensor:
-        """Drop finished rows from the batch where enough have gathered; returns tokens [b']."""
+    def compact(self, tokens: Tensor, cache: Any, share: float) -> Tensor:
+        """Drop finished rows where they are this share of the batch; returns tokens [b']."""
         keep = self.running.nonzero().squeeze(-1)
-        if len(keep) > len(self.rows) * (1 - _COMPACT_SHARE):
+        if len(keep) > len(self.rows) * (1 - share):
             return tokens
         if len(keep):
             cache.batch_select_indices(keep)
