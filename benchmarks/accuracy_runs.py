@@ -11,6 +11,7 @@ import importlib
 import json
 import math
 import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
