@@ -164,7 +164,7 @@ def _samples(config: ReinforceConfig, namespace: Any) -> Iterator[dict[str, Any]
     from rl4lm.assembly import assemble_policy, end_rule
     from rl4lm.data import PromptData
     from rl4lm.drawing import InverseCdf, greedy, keep_most_likely
-    from rl4lm.preparing import inference_mode_of
+    from rl4lm.preparing import sampling_mode
     from rl4lm.randomness import Stream
     from rl4lm.sampling import generate
     from rl4lm.world import World
@@ -183,7 +183,7 @@ def _samples(config: ReinforceConfig, namespace: Any) -> Iterator[dict[str, Any]
         temperature=config.temperature,
         restrict=keep_most_likely(namespace.top_k, namespace.top_p) if restricted else None,
     )
-    with inference_mode_of(policy.module), policy.precision():
+    with sampling_mode(policy):
         rollout = generate(
             policy,
             policy.codec.encode(namespace.prompt),

@@ -15,7 +15,7 @@ import torch
 from rl4lm.data import PromptData
 from rl4lm.drawing import greedy
 from rl4lm.policy import Policy
-from rl4lm.preparing import inference_mode_of
+from rl4lm.preparing import sampling_mode
 from rl4lm.reward_lookup import NamedReward
 from rl4lm.sampling import EndRule, generate
 from rl4lm.scoring import RewardContext, Scorer
@@ -58,19 +58,18 @@ def evaluate(
     """
     wanted = range(min(samples, len(data)))[world.rank :: world.size]
     records: list[dict[str, Any]] = []
-    with inference_mode_of(policy.module):
-        for indices in _batches(wanted):
-            examples = data.examples(indices)
-            with policy.precision():  # of the rollout only: rewards have a precision of their own
-                rollout = generate(
-                    policy,
-                    policy.codec.encode([example.prompt for example in examples]),
-                    greedy,
-                    num_generations=1,
-                    max_completion_length=max_completion_length,
-                    ends=ends,
-                )
-            records += _records(policy, examples, rollout, scorer, accuracy, context)
+    for indices in _batches(wanted):
+        examples = data.examples(indices)
+        with sampling_mode(policy):
+            rollout = generate(
+                policy,
+                policy.codec.encode([example.prompt for example in examples]),
+                greedy,
+                num_generations=1,
+                max_completion_length=max_completion_length,
+                ends=ends,
+            )
+        records += _records(policy, examples, rollout, scorer, accuracy, context)
     return summarize(world.gather_lists(records), scorer.names)
 
 

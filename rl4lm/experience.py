@@ -20,7 +20,7 @@ from rl4lm.errors import ModelError
 from rl4lm.kl import k1
 from rl4lm.metrics import Stopwatch, pack
 from rl4lm.policy import Policy
-from rl4lm.preparing import inference_mode_of
+from rl4lm.preparing import inference_mode_of, sampling_mode
 from rl4lm.randomness import Stream
 from rl4lm.reference import Reference
 from rl4lm.returns import after_each_token, at_last_token, returns_to_go
@@ -120,7 +120,7 @@ class Gatherer:
             num_generations=self._config.num_generations,
             temperature=self._config.temperature,
         )
-        with inference_mode_of(self._policy.module), self._policy.precision():
+        with sampling_mode(self._policy):
             return generate(
                 self._policy,
                 self._policy.codec.encode([example.prompt for example in examples]),

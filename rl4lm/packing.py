@@ -111,8 +111,11 @@ def _continuation_buckets(
 
 
 def _class(length: int) -> int:
-    """Lengths of a class differ by less than a factor of two: 1, 2, 3-4, 5-8, 9-16, …"""
-    return (length - 1).bit_length()
+    """Lengths of a class differ by less than a factor of two: up to 16, 17-32, 33-64, …
+
+    Below, one more call of attention costs more than the padding that it would spare.
+    """
+    return max(4, (length - 1).bit_length())
 
 
 def _runs(ordered: Sequence[int], kind: Callable[[int], int]) -> list[list[int]]:

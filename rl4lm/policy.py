@@ -151,6 +151,11 @@ class Policy:
         return next(self.module.parameters()).device
 
     @property
+    def mixed_precision(self) -> bool:
+        """Whether computations run in another precision than that of the weights."""
+        return self._autocast_dtype is not None
+
+    @property
     def compute_dtype(self) -> torch.dtype:
         """The precision of the computation: that of autocast, or the parameters' coarsest."""
         if self._autocast_dtype is not None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import nn
 
+from rl4lm.merging import merged_adapters
 from rl4lm.policy import Policy, PolicyModule
 from rl4lm.text import TextCodec
 
@@ -96,6 +97,18 @@ def inference_mode_of(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         model.train(was_training)
+
+
+@contextmanager
+def sampling_mode(policy: Policy) -> Iterator[None]:
+    """The context to draw completions in: eval mode, one precision, adapters merged into copies."""
+    adapters = nullcontext() if policy.mixed_precision else merged_adapters(policy.module.model)
+    with (
+        inference_mode_of(policy.module),
+        adapters if policy.module.packs else nullcontext(),
+        policy.precision(),
+    ):
+        yield
 
 
 def describe(model: nn.Module) -> Mapping[str, int]:

@@ -20,7 +20,7 @@ from rl4lm.logprobs import token_logprobs
 from rl4lm.losses import TokenWeights
 from rl4lm.packability import why_not_packable
 from rl4lm.policy import Policy
-from rl4lm.preparing import inference_mode_of
+from rl4lm.preparing import inference_mode_of, sampling_mode
 from rl4lm.randomness import Stream, uniforms
 from rl4lm.sampling import EndRule, generate
 from rl4lm.types import Rollout
@@ -98,7 +98,7 @@ def _check_cache(policy: Policy, prompt: list[int]) -> None:
 
 
 def _decode(policy: Policy, prompts: list[list[int]]) -> Rollout:
-    with inference_mode_of(policy.module), policy.precision():
+    with sampling_mode(policy):
         return generate(
             policy,
             prompts,
