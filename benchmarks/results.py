@@ -44,6 +44,12 @@ def assemble(folder: Path) -> str:
             continue
         parts.append(f"## {HEADINGS.get(name, name)}\n")
         parts += [render(json.loads(file.read_text(encoding="utf-8"))) for file in mine]
+    for size in ("G", "L"):
+        if not any(file.stem.startswith(f"vs_trl-{size}-") for file in files):
+            parts.append(
+                f"Size {size} of `vs_trl.py` needs a CUDA device and **has not been run**: nothing "
+                "here says how fast a GPU is.\n"
+            )
     if silent:
         names = ", ".join(f"`{file.name}`" for file in silent)
         parts.append(f"## Further files\n\nWithout a table here: {names}.\n")

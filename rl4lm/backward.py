@@ -28,7 +28,7 @@ class Backward:
             policy: whose trainable parameters, as they are now.
             world: the processes; gradients are summed over them.
             temperature: of the distribution, > 0.
-            max_tokens: padded tokens of one micro-batch; does not change the result.
+            max_tokens: input tokens of one micro-batch; does not change the result.
         """
         self.parameters = list(policy.trainable().values())
         self._policy = policy

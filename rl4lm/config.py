@@ -234,7 +234,8 @@ class ReinforceConfig:
     max_tokens_per_micro_batch: int = option(
         "optimizer",
         16384,
-        "padded tokens of a forward and backward pass: bounds memory, never changes the gradient",
+        "tokens of a forward and backward pass, padding included: bounds memory, never changes the "
+        "gradient",
         ge=1,
     )
     fast_path: bool = option(

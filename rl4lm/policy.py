@@ -254,7 +254,7 @@ class Policy:
         Args:
             rollout: B completions.
             temperature: of the distribution, > 0.
-            max_tokens: padded tokens of one forward pass; does not change the result.
+            max_tokens: input tokens of one forward pass; does not change the result.
 
         Returns:
             [B, T] on the CPU, 0 outside the completion mask, without gradient; float32, or float64
@@ -320,7 +320,7 @@ class Policy:
             weights: two times [B, T], the derivative of the loss by what is known of every token;
                 read inside the completion mask only.
             temperature: of the distribution, > 0.
-            max_tokens: padded tokens of one micro-batch; does not change the result.
+            max_tokens: input tokens of one micro-batch; does not change the result.
 
         Returns:
             The log-probs met on the way, [B, T] on the CPU without gradient; nan on completions

@@ -22,7 +22,7 @@ def make_reference(policy: Policy, temperature: float, max_tokens: int) -> Refer
     Args:
         policy: before its first step.
         temperature: of both distributions, > 0.
-        max_tokens: padded tokens of one forward pass.
+        max_tokens: input tokens of one forward pass.
 
     Returns:
         A function from a rollout to log π_ref [B, T], by one forward pass.
