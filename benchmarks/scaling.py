@@ -10,10 +10,12 @@ line through log cost against log size; beside it stands that of the operations 
 `flops.py`, which a step cannot stay under for long and which constant costs bring it below.
 
 Two more pairs of processes compare peak memory with what is needed: the vocabulary doubled (weights
-of embedding and head, their gradients, two Adam moments, one row of logits per completion), and
-the completions of a micro-batch doubled (what a layer must keep for its backward pass, in float32:
-11 hidden and 4 intermediate vectors per token, and 3 hidden vectors for the last norm). Printed are
-a table per axis with its exponents, and both growths beside the needs. Five minutes on one core.
+of embedding and head, their gradients, two Adam moments, the gradient of the embedding that
+autograd makes before it is added, one row of logits per completion), and the completions of a
+micro-batch doubled (what a layer must keep for its backward pass, in float32: 11 hidden and 4
+intermediate vectors per token, and 3 hidden vectors for the last norm; and 3 intermediate vectors
+for the layer that the backward pass is in). Printed are a table per axis with its exponents, and
+both growths beside the needs. Five minutes on one core.
 """
 
 from __future__ import annotations
@@ -114,8 +116,9 @@ def memory_of_vocabulary(threads: int) -> dict[str, Any]:
     shape = Shape("vocabulary", 256, 2, 4, 4, 1024, 75_968, 8, prompts=4, samples=4)
     large = replace(shape, vocabulary=2 * shape.vocabulary)
     more = large.vocabulary - shape.vocabulary
-    copies = 4  # weights, gradient, two moments of Adam
-    need = FLOAT * more * (2 * copies * shape.hidden + shape.completions)
+    matrices = 1 if shape.tied else 2
+    copies = 4 * matrices + 1  # weights, gradient, two moments of Adam; the embedding's as it comes
+    need = FLOAT * more * (copies * shape.hidden + shape.completions)
     return _growth("vocabulary 75,968 to 151,936", shape, large, need, threads)
 
 
@@ -125,7 +128,8 @@ def memory_of_completions(threads: int) -> dict[str, Any]:
     large = replace(shape, samples=2 * shape.samples)
     tokens = (large.completions - shape.completions) * shape.new_tokens
     kept = shape.layers * (11 * shape.hidden + 4 * shape.intermediate) + 3 * shape.hidden
-    need = FLOAT * tokens * kept
+    passing = 3 * shape.intermediate
+    need = FLOAT * tokens * (kept + passing)
     return _growth("64 to 128 completions in one micro-batch", shape, large, need, threads, 2**30)
 
 
