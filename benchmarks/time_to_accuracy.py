@@ -6,9 +6,10 @@ All start from the built-in arithmetic checkpoint, with the prompts of our strea
 many prompts and completions a step as our settings say, one optimizer step per sampling, the same
 reward, float32, AdamW, clip, schedule and one thread. TRL gets no KL, no checkpointing of
 activations, no log, the fastest of some micro-batches and the best of some learning rates; ours
-keeps its shipped settings but for the learning rate, which is chosen alike. Every 10 steps the clocks stop, and our own evaluation reads the 500
-held-out problems greedily off the weights. Printed are medians and ranges over seeds of what was
-spent until an evaluation first showed 90 % and 95 %, imports and evaluations left out.
+keeps its shipped settings but for the learning rate, which is chosen alike. Every 10 steps the
+clocks stop, and our own evaluation reads the 500 held-out problems greedily off the weights.
+Printed are medians and ranges over seeds of what was spent until an evaluation first showed 90 %
+and 95 %, imports and evaluations left out.
 
 Every run is a process of its own whose result is kept in the cache, so that a benchmark that was
 interrupted goes on, and that `--only ours` takes TRL's figures from there. TRL is needed for its
