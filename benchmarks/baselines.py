@@ -35,6 +35,7 @@ from rl4lm.scoring import RewardContext
 
 CONTROL = "shuffled rewards"
 MODEL = "builtin:tiny-arithmetic"
+LEARNING_RATE = 5e-4
 
 
 def shuffled(
@@ -49,6 +50,7 @@ def shuffled(
 def run(variant: str, seed: int, steps: int) -> dict[str, Any]:
     """Train once and say how good the greedy answers became, and what the gradient looked like."""
     settings = {**model_settings(MODEL), "max_steps": steps, "seed": seed, "torch_threads": 1}
+    settings |= {"learning_rate": LEARNING_RATE}
     settings |= {"sample_table_steps": 0, "logging_steps": 10**6}
     rewards: Any = None
     if variant == CONTROL:
