@@ -5,8 +5,8 @@
 `python recipes/arithmetic.py` does the same in one process. Every option of `rl4lm train` is taken
 and has the same default; the run goes to runs/arithmetic unless --output_dir says otherwise.
 
-One CPU core, no download, two and a half minutes of training. Expect the greedy accuracy on 500
-held-out problems to go from 51 % to about 95 %; with --use_peft to about 92 %.
+One CPU core, no download, some two minutes of training. Expect the greedy accuracy on 500
+held-out problems to go from 51 % to 96 to 98 %; with --use_peft to about 93 %.
 """
 
 from __future__ import annotations
