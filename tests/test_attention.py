@@ -217,8 +217,15 @@ ARCHITECTURES = ["gpt2", "opt", "llama", "qwen2", "gemma"]
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("lora", [False, True], ids=["all weights", "adapter"])
-@pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "recomputed"])
+@pytest.mark.parametrize(
+    ("lora", "checkpointing"),
+    [
+        pytest.param(False, True, id="all weights, recomputed"),
+        pytest.param(True, False, id="adapter, kept"),
+        pytest.param(False, False, id="all weights, kept", marks=pytest.mark.slow),
+        pytest.param(True, True, id="adapter, recomputed", marks=pytest.mark.slow),
+    ],
+)
 def test_packed_and_padded_rows_give_the_same_log_probs_and_gradient(
     architecture, lora, checkpointing, tiny
 ):

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 
 
@@ -33,6 +35,7 @@ def test_programs_race_in_turns_and_ours_is_compared_with_each(tmp_path):
     assert found["ratios"]["hand_rolled"]["cpu_s"]["median"] == other / ours
 
 
+@pytest.mark.slow
 def test_floors_and_exponents_are_measured_and_the_page_holds_them(tmp_path):
     run("limits.py", "--sizes", "T", "--rounds", 1, "--out", tmp_path / "limits-T-1.json")
     asked = ("--axes", "length", "--points", 2, "--steps", 1, "--no_memory")

@@ -463,8 +463,15 @@ async def awaited(completions, **columns):
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("function", ["alone", "awaited"])
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("function", "number", "code"),
+    [
+        ("alone", signal.SIGTERM, 143),
+        ("awaited", signal.SIGINT, 130),
+        pytest.param("alone", signal.SIGINT, 130, marks=pytest.mark.slow),
+        pytest.param("awaited", signal.SIGTERM, 143, marks=pytest.mark.slow),
+    ],
+)
 def test_a_reward_that_hangs_does_not_keep_a_run_from_stopping(function, number, code, tmp_path):
     (tmp_path / "my.py").write_text(STUCK)
     asked = ["--output_dir", "run", "--reward_funcs", f"my.py:{function}", "--eval_samples", "0"]

@@ -60,9 +60,14 @@ def test_a_signal_ends_a_run_with_its_exit_code_and_a_whole_log(number, code, wo
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("function", ["stops", "stops_while_awaited"])
 @pytest.mark.parametrize(
-    ("name", "code", "word"), [("SIGINT", 130, "interrupted"), ("SIGTERM", 143, "terminated")]
+    ("function", "name", "code", "word"),
+    [
+        ("stops", "SIGTERM", 143, "terminated"),
+        ("stops_while_awaited", "SIGINT", 130, "interrupted"),
+        pytest.param("stops", "SIGINT", 130, "interrupted", marks=pytest.mark.slow),
+        pytest.param("stops_while_awaited", "SIGTERM", 143, "terminated", marks=pytest.mark.slow),
+    ],
 )
 def test_a_signal_that_arrives_in_a_reward_is_not_the_rewards_failure(
     function, name, code, word, tmp_path
