@@ -83,7 +83,10 @@ def attend(
     for name, wish in asked.items():
         if name not in _HARMLESS and wish is not None and wish is not False:
             raise NotPackableError(f"it asks its attention for {name}")
-    return layout.attend(getattr(module, "layer_idx", 0), query, key, value, scaling), None
+    layer = getattr(module, "layer_idx", None)
+    if layer is None:  # taken for another layer, it would decode with that one's prompts
+        raise NotPackableError("its attention does not say which layer it is")
+    return layout.attend(layer, query, key, value, scaling), None
 
 
 @contextmanager

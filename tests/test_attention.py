@@ -185,11 +185,23 @@ ASKED = [
 @pytest.mark.parametrize(("asked", "why"), ASKED)
 def test_what_is_not_done_is_refused(asked, why):
     row = packed_row([(3, [2, 2])])
-    inputs = (nn.Module(), row.query, row.key, row.value, None)
+    inputs = (numbered(), row.query, row.key, row.value, None)
     harmless = {"sliding_window": None, "output_attentions": False, "use_cache": True}
     attend(*inputs, layout=row.layout, **harmless)
     with pytest.raises(NotPackableError, match=why):
         attend(*inputs, layout=row.layout, **asked)
+
+
+def numbered() -> nn.Module:
+    layer = nn.Module()
+    layer.layer_idx = 0
+    return layer
+
+
+def test_a_layer_without_a_number_is_refused():
+    row = packed_row([(3, [2, 2])])
+    with pytest.raises(NotPackableError, match="does not say which layer it is"):
+        attend(nn.Module(), row.query, row.key, row.value, None, layout=row.layout)
 
 
 def test_a_model_that_hands_nothing_on_is_refused():
