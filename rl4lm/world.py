@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rl4lm.allocator import keep_freed_memory
 from rl4lm.errors import ConfigError
 
 
@@ -25,6 +26,7 @@ class World:
         """Join the processes that `accelerate launch` (or torchrun) started; alone otherwise."""
         from accelerate import Accelerator
 
+        keep_freed_memory()
         # Without CUDA the CPU is used: Apple's GPUs have no float64, which the estimator needs.
         accelerator = Accelerator(cpu=not torch.cuda.is_available())
         self.device: torch.device = accelerator.device
