@@ -1,0 +1,180 @@
+"""Rewards for programs: a completion is run in the sandbox, on tests.
+
+    unit_tests    a column `tests` in the form of `rewards.task_forms`
+    humaneval     the columns of HumanEval: `test`, `entry_point`, and the prompts
+    mbpp          the columns of MBPP: `test_list`, and `test_setup_code` where there is one
+
+Each gives 1.0 where every test passes and else 0.0, and says through `log_extra("detail", ...)` how
+a completion failed. A program that hangs, dies or prints without end has failed.
+`rewards.extraction` says which part of a completion is the program.
+
+`unit_tests_share`, `humaneval_share` and `mbpp_share` give the share of the tests that pass (of the
+asserts, where the tests are code). That is a denser signal, and one that is easily gamed: a
+function that always returns False passes half of many tests. Prefer the plain forms, or measure
+with them.
+
+What a test needs beyond plain data (see `rewards.sandbox.values`) cannot be judged: a function as
+an argument, an object of a class, the identity of a result. `unit_tests.unfit(columns)` tells for
+each row why not, or None where it can; calling a reward with such a row is a `ValueError`. A
+sandbox that does not work on this machine is a `SandboxUnavailable`, never a score.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, cast
+
+from rewards.program_batches import LogExtra, batch_rows, scores
+from rewards.row_tasks import (
+    Row,
+    RowTask,
+    humaneval_row,
+    mbpp_row,
+    unfit_reasons,
+    unit_tests_row,
+)
+
+Columns = Mapping[str, Sequence[Any]]
+
+
+class ProgramReward(Protocol):
+    """A batch reward for programs; its scores do not depend on the other completions."""
+
+    __name__: str
+    per_sample: bool
+    unfit: Callable[[Columns], list[str | None]]
+
+    def __call__(self, *, completions: Sequence[Any], **columns: Any) -> list[float]:
+        """Score every completion."""
+        ...
+
+
+def _program_reward(
+    read: Callable[[Row], RowTask], *needed: str
+) -> Callable[[Callable[..., list[float]]], ProgramReward]:
+    """Declare what a reward needs: how a row is read as a task, from which columns."""
+
+    def declared(function: Callable[..., list[float]]) -> ProgramReward:
+        def unfit(columns: Columns) -> list[str | None]:
+            """For each row why its tests cannot be judged; None where they can."""
+            return unfit_reasons(reward.__name__, needed, read, columns)
+
+        reward = cast(ProgramReward, function)
+        reward.per_sample = True
+        reward.unfit = unfit
+        return reward
+
+    return declared
+
+
+@_program_reward(unit_tests_row, "tests")
+def unit_tests(
+    *,
+    completions: Sequence[Any],
+    tests: Sequence[Any],
+    prompts: Sequence[Any] | None = None,
+    log_extra: LogExtra | None = None,
+    **columns: Any,
+) -> list[float]:
+    """1.0 where the program passes all tests of its row, else 0.0.
+
+    Args:
+        completions: texts, or lists of messages.
+        tests: for each row an object of the form of `rewards.task_forms`, or its JSON text.
+        prompts: where a prompt is code that begins the function, the completion goes on from it.
+        log_extra: gets `detail`, a text for each completion.
+        columns: what else the data has; not looked at.
+
+    Raises:
+        ValueError: the tests of a row cannot be judged; names the row and the reason.
+        SandboxUnavailable: this machine cannot confine programs.
+        SandboxFailed: the sandbox broke, and again when it was tried once more.
+    """
+    rows = batch_rows(completions, prompts, tests=tests)
+    return scores("unit_tests", unit_tests_row, rows, completions, log_extra)
+
+
+@_program_reward(unit_tests_row, "tests")
+def unit_tests_share(
+    *,
+    completions: Sequence[Any],
+    tests: Sequence[Any],
+    prompts: Sequence[Any] | None = None,
+    log_extra: LogExtra | None = None,
+    **columns: Any,
+) -> list[float]:
+    """As `unit_tests`, but the share of the tests that pass; gameable by constants."""
+    rows = batch_rows(completions, prompts, tests=tests)
+    return scores("unit_tests_share", unit_tests_row, rows, completions, log_extra, share=True)
+
+
+@_program_reward(humaneval_row, "prompt", "test", "entry_point")
+def humaneval(
+    *,
+    completions: Sequence[Any],
+    prompts: Sequence[Any],
+    test: Sequence[str],
+    entry_point: Sequence[str],
+    log_extra: LogExtra | None = None,
+    **columns: Any,
+) -> list[float]:
+    """1.0 where the program passes `check` of its row of HumanEval, else 0.0.
+
+    A completion goes on from the prompt, or is a whole function, in fences or not. The rest is as
+    for `unit_tests`.
+    """
+    rows = batch_rows(completions, prompts, test=test, entry_point=entry_point)
+    return scores("humaneval", humaneval_row, rows, completions, log_extra)
+
+
+@_program_reward(humaneval_row, "prompt", "test", "entry_point")
+def humaneval_share(
+    *,
+    completions: Sequence[Any],
+    prompts: Sequence[Any],
+    test: Sequence[str],
+    entry_point: Sequence[str],
+    log_extra: LogExtra | None = None,
+    **columns: Any,
+) -> list[float]:
+    """As `humaneval`, but the share of the asserts that hold; gameable by constants."""
+    rows = batch_rows(completions, prompts, test=test, entry_point=entry_point)
+    return scores("humaneval_share", humaneval_row, rows, completions, log_extra, share=True)
+
+
+@_program_reward(mbpp_row, "test_list")
+def mbpp(
+    *,
+    completions: Sequence[Any],
+    test_list: Sequence[Sequence[str]],
+    prompts: Sequence[Any] | None = None,
+    test_setup_code: Sequence[str | None] | None = None,
+    test_imports: Sequence[Sequence[str] | None] | None = None,
+    log_extra: LogExtra | None = None,
+    **columns: Any,
+) -> list[float]:
+    """1.0 where the program passes all tests of its row of MBPP, else 0.0.
+
+    The function's name is the one that the tests call; tell the model by a test in the prompt, as
+    is usual. `challenge_test_list` is not used. The rest is as for `unit_tests`.
+    """
+    setup = {"test_setup_code": test_setup_code, "test_imports": test_imports}
+    rows = batch_rows(completions, prompts, test_list=test_list, **setup)
+    return scores("mbpp", mbpp_row, rows, completions, log_extra)
+
+
+@_program_reward(mbpp_row, "test_list")
+def mbpp_share(
+    *,
+    completions: Sequence[Any],
+    test_list: Sequence[Sequence[str]],
+    prompts: Sequence[Any] | None = None,
+    test_setup_code: Sequence[str | None] | None = None,
+    test_imports: Sequence[Sequence[str] | None] | None = None,
+    log_extra: LogExtra | None = None,
+    **columns: Any,
+) -> list[float]:
+    """As `mbpp`, but the share of the asserts that hold; gameable by constants."""
+    setup = {"test_setup_code": test_setup_code, "test_imports": test_imports}
+    rows = batch_rows(completions, prompts, test_list=test_list, **setup)
+    return scores("mbpp_share", mbpp_row, rows, completions, log_extra, share=True)
