@@ -16,15 +16,20 @@ from typing import Any
 import yaml
 
 from rl4lm.builtin.arithmetic import arithmetic_rows
+from rl4lm.builtin.code import code_rows
 from rl4lm.errors import ConfigError
 
 PREFIX = "builtin:"
 
-BUILTIN_MODELS: dict[str, str] = {"builtin:tiny-arithmetic": "tiny-arithmetic"}
+BUILTIN_MODELS: dict[str, str] = {
+    "builtin:tiny-arithmetic": "tiny-arithmetic",
+    "builtin:tiny-code": "tiny-code",
+}
 """Name -> directory beside this file."""
 
 BUILTIN_DATASETS: dict[str, Callable[..., list[dict[str, Any]]]] = {
-    "builtin:arithmetic": arithmetic_rows
+    "builtin:arithmetic": arithmetic_rows,
+    "builtin:code": code_rows,
 }
 """Name -> function from a split to its rows."""
 
