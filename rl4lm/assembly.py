@@ -13,10 +13,10 @@ from typing import Any
 from torch import nn
 
 from rl4lm import loading
-from rl4lm.config import ReinforceConfig
+from rl4lm.config import OPTIONS, ReinforceConfig
 from rl4lm.data import PromptData, from_dataset, load_split
 from rl4lm.errors import MissingSplitError, ModelError
-from rl4lm.fitting import check_prompts, check_vocabulary
+from rl4lm.fitting import check_prompts, check_vocabulary, leave_out_unfit
 from rl4lm.policy import Policy
 from rl4lm.preparing import make_policy
 from rl4lm.probe import probe
@@ -26,7 +26,7 @@ from rl4lm.scoring import Scorer
 from rl4lm.text import TextCodec
 from rl4lm.world import World
 
-_ANSWER_COLUMN = "answer"  # what the accuracy function reads
+_ANSWER_COLUMN = "answer"  # what the default accuracy function reads
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,7 @@ class Task:
     evaluation: PromptData
     held_out: bool  # False where there is no test split and training prompts are evaluated
     judges: Judges
+    notes: Sequence[str]  # lines about rows that were left out
 
 
 def assemble_task(
@@ -59,9 +60,12 @@ def assemble_task(
         DataError, RewardError, ConfigError: what is missing or does not fit.
     """
     train, evaluation = _splits(config, train_dataset, eval_dataset)
-    judged = evaluation or train
-    judges = assemble_judges(config, reward_funcs, [train, judged])
-    return Task(train, judged, evaluation is not None, judges)
+    judges = assemble_judges(config, reward_funcs, [train, evaluation or train])
+    train, notes = leave_out_unfit(judges.scorer.rewards, train)
+    if evaluation is None:
+        return Task(train, train, False, judges, notes)
+    evaluation, more = leave_out_unfit(judges.scorer.rewards, evaluation)
+    return Task(train, evaluation, True, judges, [*notes, *more])
 
 
 def assemble_judges(
@@ -75,13 +79,22 @@ def assemble_judges(
         RewardError, ConfigError: a reward that does not resolve or does not fit.
     """
     rewards = resolve_rewards(reward_funcs or config.reward_funcs)
-    scorer = Scorer(rewards, config.weights_for(len(rewards)))
+    weights = config.weights_for(len(rewards))
+    scorer = Scorer(rewards, weights, config.reward_timeout_s, config.on_reward_error)
     for split in splits:
         check_columns(rewards, split.columns)
-    if config.accuracy_func is None or _ANSWER_COLUMN not in splits[-1].columns:
-        return Judges(scorer, None)
+    scorer.start()  # while weights are read
+    return Judges(scorer, _accuracy(config, splits[-1].columns))
+
+
+def _accuracy(config: ReinforceConfig, columns: Sequence[str]) -> NamedReward | None:
+    """The accuracy function; the default one only where the rows have answers."""
+    by_default = config.accuracy_func == OPTIONS["accuracy_func"].default
+    if config.accuracy_func is None or (by_default and _ANSWER_COLUMN not in columns):
+        return None
     (accuracy,) = resolve_rewards([config.accuracy_func])
-    return Judges(scorer, accuracy)
+    check_columns([accuracy], columns)
+    return accuracy
 
 
 def _splits(

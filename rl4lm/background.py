@@ -84,11 +84,25 @@ class Background(Generic[T]):
 
 def in_background(work: Callable[[], T]) -> T:
     """What `work` returns or raises; meanwhile a signal gets through to the thread that waits."""
-    results: list[T] = []
-    thread = Background[None](lambda _: results.append(work()))
-    thread.hand_over([None])
+    (result,) = all_in_background([work])
+    return result
+
+
+def all_in_background(works: Sequence[Callable[[], T]]) -> list[T]:
+    """What each of `works` returns, done at the same time; or what the first that fails raises."""
+    results: dict[int, T] = {}
+
+    def do(places: Sequence[int]) -> None:
+        for place in places:
+            results[place] = works[place]()
+
+    threads = [Background[int](do) for _ in works]
     try:
-        thread.wait()
+        for place, thread in enumerate(threads):
+            thread.hand_over([place])
+        for thread in threads:
+            thread.wait()
     finally:
-        thread.close(patience=0.0)
-    return results[0]
+        for thread in threads:
+            thread.close(patience=0.0)
+    return [results[place] for place in range(len(works))]

@@ -6,14 +6,21 @@ completions of the whole step already. Here they meet the parameters, and nowher
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Callable
+from typing import TypeVar
+
 import torch
 from torch import Tensor
 
 from rl4lm.diagnostics import half_noise, halves, measured_tensors
+from rl4lm.errors import TrainingError
 from rl4lm.losses import TokenWeights
 from rl4lm.policy import Policy
 from rl4lm.types import Experience, Rollout
 from rl4lm.world import World
+
+T = TypeVar("T")
 
 
 class Backward:
@@ -28,18 +35,18 @@ class Backward:
             policy: whose trainable parameters, as they are now.
             world: the processes; gradients are summed over them.
             temperature: of the distribution, > 0.
-            max_tokens: input tokens of one micro-batch; does not change the result.
+            max_tokens: input tokens of one micro-batch at most; does not change the result. Halved
+                when the device runs out of memory.
         """
         self.parameters = list(policy.trainable().values())
+        self.max_tokens = max_tokens
         self._policy = policy
         self._world = world
         self._temperature = temperature
-        self._max_tokens = max_tokens
 
     def whole(self, rollout: Rollout, weights: TokenWeights) -> Tensor:
         """∇ of the weighted sum into ``.grad``; returns the log-probs met, [B, T]."""
-        self._clear()
-        met = self._accumulate(rollout, weights)
+        met = self._within_memory(rollout, lambda: self._accumulate(rollout, weights))
         self._world.sum_gradients(self.parameters)
         return met
 
@@ -53,12 +60,15 @@ class Backward:
         """
         group, prompts = e.rollout.num_generations, len(e.rollout.prompt_ids)
         first = halves(e.first_completion // group, prompts, group)[:, None]  # bool [B, 1]
-        self._clear()
-        met = self._accumulate(e.rollout, _masked(weights, first))
         chosen = measured_tensors([p.numel() for p in self.parameters])
         measured = [self.parameters[k] for k in chosen]
-        kept = [gradient_of(p).clone() for p in measured]
-        other = self._accumulate(e.rollout, _masked(weights, ~first))
+
+        def one_after_the_other() -> tuple[Tensor, list[Tensor], Tensor]:
+            met = self._accumulate(e.rollout, _masked(weights, first))
+            kept = [gradient_of(p).clone() for p in measured]
+            return met, kept, self._accumulate(e.rollout, _masked(weights, ~first))
+
+        met, kept, other = self._within_memory(e.rollout, one_after_the_other)
         self._world.sum_gradients(self.parameters)
         kept = self._world.sum(kept)
         count = -(-(e.num_completions // group) // 2) * group  # the even places of the whole step
@@ -76,8 +86,34 @@ class Backward:
 
     def _accumulate(self, rollout: Rollout, weights: TokenWeights) -> Tensor:
         return self._policy.accumulate_gradient(
-            rollout, weights, self._temperature, self._max_tokens
+            rollout, weights, self._temperature, self.max_tokens
         )
+
+    def _within_memory(self, rollout: Rollout, passes: Callable[[], T]) -> T:
+        """Make passes from gradients of zero; again with smaller micro-batches if memory runs out.
+
+        Nothing has been told to other processes yet, so that each may try again for itself.
+        """
+        while True:
+            self._clear()
+            try:
+                return passes()
+            except torch.OutOfMemoryError as error:
+                self._halve(rollout, error)
+            # Only here has the failed attempt let go of its tensors.
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+    def _halve(self, rollout: Rollout, error: Exception) -> None:
+        longest = rollout.prompt_mask.shape[1] + rollout.completion_mask.shape[1]
+        if self.max_tokens <= longest:
+            raise TrainingError(
+                f"the device has no memory for a micro-batch of one sequence of {longest} "
+                "tokens, its prompt included: set activation_checkpointing, use_peft, or a smaller "
+                "max_completion_length"
+            ) from error
+        self.max_tokens = max(self.max_tokens // 2, longest)
 
     def _clear(self) -> None:
         for parameter in self.parameters:

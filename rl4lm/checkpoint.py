@@ -1,9 +1,12 @@
-"""Weights on disk, as transformers and peft read them, and the state of training beside them."""
+"""Weights on disk, as transformers and peft read them, and the state of training beside them.
+
+A checkpoint is a folder that `from_pretrained` reads, with `trainer_state.pt` (optimizer, schedule,
+baseline, what a window of several updates learns from, random states of every process) and a
+manifest. Everything is read back with safetensors and ``weights_only``: reading runs no code.
+"""
 
 from __future__ import annotations
 
-import os
-import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,67 +15,83 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rl4lm.errors import DataError, OutputError
+from rl4lm import durable
+from rl4lm.errors import DataError, SaveError
 from rl4lm.policy import Policy
+from rl4lm.tracking import checkpoints
 
 _STATE = "trainer_state.pt"
 
 
-def save_weights(policy: Policy, directory: Path, state: Mapping[str, Any] | None = None) -> None:
+def save_weights(policy: Policy, directory: Path) -> None:
     """Save the weights and the tokenizer so that ``from_pretrained`` reads them.
 
     A full model is saved whole, an adapter alone in peft's format. The directory appears under
     its name only when it is complete.
 
+    Raises:
+        SaveError: the disk is full or not writable; what stood there before is still there.
+    """
+    _write(policy, directory, None, None)
+
+
+def save_checkpoint(
+    policy: Policy, directory: Path, state: Mapping[str, Any], facts: Mapping[str, Any]
+) -> None:
+    """`save_weights` with the state of training, and sealed.
+
     Args:
         policy: what is saved.
-        directory: replaced where it exists.
-        state: of training, tensors and plain values, saved beside the weights; None for weights
-            alone.
+        directory: of `rl4lm.tracking.checkpoint_path`.
+        state: tensors and plain values.
+        facts: plain values of the manifest: what a run must agree with to go on from here.
 
     Raises:
-        OutputError: the disk is full or not writable; what stood there before is still there.
+        SaveError: the disk is full or not writable; every earlier checkpoint is still there.
     """
-    partial = directory.with_name(directory.name + ".partial")
+    _write(policy, directory, state, facts)
+
+
+def _write(
+    policy: Policy,
+    directory: Path,
+    state: Mapping[str, Any] | None,
+    facts: Mapping[str, Any] | None,
+) -> None:
     try:
-        if partial.exists():
-            shutil.rmtree(partial)
-        # nn.Module declares every attribute as a tensor or a module, methods included.
-        policy.module.model.save_pretrained(partial)  # type: ignore[operator]
-        policy.codec.tokenizer.save_pretrained(partial)
-        if state is not None:
-            torch.save(dict(state), partial / _STATE)
-        _sync(partial)
-        if directory.exists():
-            shutil.rmtree(directory)
-        partial.rename(directory)
-    except (OSError, RuntimeError) as error:  # torch's writer raises the latter on a full disk
-        raise OutputError(f"the weights cannot be saved to {str(directory)!r}: {error}") from error
+        partial = durable.begin(directory)
+        try:
+            # nn.Module declares every attribute as a tensor or a module, methods included.
+            policy.module.model.save_pretrained(partial)  # type: ignore[operator]
+            policy.codec.tokenizer.save_pretrained(partial)
+            if state is not None:
+                torch.save(dict(state), partial / _STATE)
+            if facts is not None:
+                durable.seal(partial, facts)
+            durable.finish(partial, directory)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)  # the room may be what is missing
+            raise
+    except (OSError, RuntimeError, _safetensors_error()) as error:
+        # torch's and safetensors' writers have errors of their own for a full disk.
+        raise SaveError(f"the weights cannot be saved to {str(directory)!r}: {error}") from error
 
 
-def checkpoint_path(run: Path, step: int) -> Path:
-    """Where the checkpoint after `step` optimizer steps is kept."""
-    return run / f"checkpoint-{step:06d}"
+def _safetensors_error() -> type[Exception]:
+    from safetensors import SafetensorError
 
-
-def checkpoints(run: Path) -> dict[int, Path]:
-    """The complete checkpoints of a run by their number of steps, ascending."""
-    found = {}
-    for path in sorted(run.glob("checkpoint-*")):
-        if re.fullmatch(r"checkpoint-\d{6,}", path.name) and (path / _STATE).exists():
-            found[int(path.name.removeprefix("checkpoint-"))] = path
-    return found
+    return SafetensorError
 
 
 def load_checkpoint(directory: Path, policy: Policy) -> dict[str, Any]:
     """Put the weights of a checkpoint into a policy of the same shape, bit for bit.
 
     Args:
-        directory: of `save_weights` with a state.
+        directory: of `save_checkpoint`; its files were compared with its manifest before.
         policy: keeps its reference, its adapter's shape and everything but the weights.
 
     Returns:
-        The state that was saved beside the weights.
+        The state that was saved beside the weights, its tensors on the CPU.
 
     Raises:
         DataError: files that are missing, broken or of another model.
@@ -85,7 +104,7 @@ def load_checkpoint(directory: Path, policy: Policy) -> dict[str, Any]:
         for path in sorted(directory.glob("*.safetensors")):
             weights |= load_file(path, device=str(policy.device))
         _put(policy, weights)
-        return torch.load(directory / _STATE, map_location=policy.device, weights_only=True)
+        return torch.load(directory / _STATE, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, SafetensorError, KeyError, EOFError) as error:
         raise DataError(f"the checkpoint {str(directory)!r} cannot be read: {error}") from error
 
@@ -106,11 +125,22 @@ def _put(policy: Policy, weights: Mapping[str, Tensor]) -> None:
         raise KeyError(f"it lacks {len(missing)} of the policy's tensors, such as {missing[:1]}")
 
 
-def _sync(directory: Path) -> None:
-    """Have every file of the directory on the disk before it gets its name."""
-    for path in (*directory.rglob("*"), directory):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+def keep_newest(run: Path, limit: int | None, best: int | None) -> list[Path]:
+    """Remove all checkpoints of a run but the newest `limit` and the best one.
+
+    Args:
+        run: the run directory.
+        limit: how many of the newest are kept; None = all.
+        best: the step of a checkpoint that is kept besides them, None where none is known.
+
+    Returns:
+        What was removed.
+    """
+    saved = checkpoints(run)
+    kept = set(list(saved)[-limit:]) if limit is not None else set(saved)
+    removed = [path for step, path in saved.items() if step not in kept and step != best]
+    for path in removed:
+        # The manifest goes first: a half-removed checkpoint must not pass for a whole one.
+        (path / durable.MANIFEST).unlink()
+        shutil.rmtree(path, ignore_errors=True)
+    return removed

@@ -22,6 +22,8 @@ from rl4lm.errors import (
     OutputError,
     RewardError,
     Rl4lmError,
+    SaveError,
+    Stopped,
     did_you_mean,
 )
 
@@ -37,6 +39,7 @@ _VERBS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
     "verify": (inspecting.verify, "compare the gradient with the exact one, by enumeration"),
     "replay": (inspecting.replay, "do a logged step again, and compare loss and gradient norm"),
     "score": (inspecting.score, "run a reward over completions in a file"),
+    "doctor": (inspecting.doctor, "why a run does not learn: look through its files"),
 }
 
 
@@ -60,6 +63,9 @@ def run(action: Callable[[], object]) -> int:
     signal.signal(signal.SIGTERM, _terminate)
     try:
         action()
+    except SaveError as error:
+        _say(str(error))
+        return 1
     except _BAD_INPUT as error:
         if _is_first_process() or not isinstance(error, _MET_ALIKE):
             _say(str(error))
@@ -70,21 +76,17 @@ def run(action: Callable[[], object]) -> int:
             sys.excepthook(type(error.__cause__), error.__cause__, error.__cause__.__traceback__)
         return 1
     except KeyboardInterrupt as stop:
-        word, code = ("terminated", 143) if isinstance(stop, _Terminated) else ("interrupted", 130)
-        _say(f"{word}; the log so far is kept, weights of an unfinished run are not saved")
-        return code
+        number = stop.number if isinstance(stop, Stopped) else signal.SIGINT
+        word = "terminated" if number == signal.SIGTERM else "interrupted"
+        said = str(stop) or "the log so far is kept, weights of an unfinished run are not saved"
+        if _is_first_process():
+            print(f"rl4lm: {word}; {said}", file=sys.stderr)
+        return 128 + number
     return 0
 
 
-class _Terminated(KeyboardInterrupt):
-    """SIGTERM, treated as Ctrl-C is wherever it arrives.
-
-    Not SystemExit: inside a reward that would be taken for a `sys.exit` of the reward's own.
-    """
-
-
 def _terminate(number: int, frame: FrameType | None) -> None:
-    raise _Terminated
+    raise Stopped(number)
 
 
 def _is_first_process() -> bool:

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rl4lm.builtin import BUILTIN_MODELS, model_settings
 from rl4lm.config import OPTIONS, ReinforceConfig
 from rl4lm.errors import ConfigError
 from rl4lm.options import OptionParser, add_config_arguments, config_from
+from rl4lm.resume import find_start
 from rl4lm.reward_lookup import resolve_rewards
 from rl4lm.sources import check_source
-from rl4lm.tracking import check_run_directory, plain
+from rl4lm.tracking import plain
 
 if TYPE_CHECKING:
     from rl4lm.policy import Policy
@@ -32,6 +32,8 @@ _EVAL = (
     "max_prompt_length",
     "reward_funcs",
     "reward_weights",
+    "reward_timeout_s",
+    "on_reward_error",
     "accuracy_func",
     *_ENDS,
     "eval_samples",
@@ -73,7 +75,7 @@ def run_training(config: ReinforceConfig, as_json: bool = False) -> dict[str, An
     if config.output_dir is None:
         raise ConfigError("where should the run go? name a folder with --output_dir")
     # Again in the trainer; here they answer before torch is even imported.
-    check_run_directory(Path(config.output_dir), config.overwrite_output_dir)
+    find_start(config, thorough=False)
     check_source(config.dataset_name)
     resolve_rewards(config.reward_funcs)
     from rl4lm.console import Screen
@@ -102,6 +104,7 @@ def evaluate(argv: Sequence[str]) -> None:
     from rl4lm.console import Screen
     from rl4lm.data import load_split
     from rl4lm.evaluate import evaluate as measure
+    from rl4lm.fitting import leave_out_unfit
     from rl4lm.scoring import RewardContext
     from rl4lm.world import World
 
@@ -109,6 +112,7 @@ def evaluate(argv: Sequence[str]) -> None:
     split = config.dataset_test_split or config.dataset_train_split
     data = load_split(config.dataset_name, split, config.prompt_column)
     judges = assemble_judges(config, None, [data])
+    data, notes = leave_out_unfit(judges.scorer.rewards, data)
     world = World()
     world.use_threads(config.torch_threads)
     policy, _ = assemble_policy(config, None, None, None, [data], world)
@@ -125,10 +129,13 @@ def evaluate(argv: Sequence[str]) -> None:
     )
     if not world.is_main:
         return
+    screen = Screen(stderr=namespace.json)
+    for note in notes:
+        screen.note(note)
     if namespace.json:
         print_json(metrics)
     else:
-        Screen().metrics(f"{config.model_name_or_path} on {config.dataset_name}, {split}", metrics)
+        screen.metrics(f"{config.model_name_or_path} on {config.dataset_name}, {split}", metrics)
 
 
 def sample(argv: Sequence[str]) -> None:

@@ -122,11 +122,24 @@ class ReinforceConfig:
     reward_weights: list[float] | None = option(
         "rewards", None, "one weight for each of reward_funcs; none = 1 each"
     )
+    reward_timeout_s: float | None = option(
+        "rewards",
+        60.0,
+        "seconds that a named reward may take for the completions of one call, and then for a "
+        "single one; one that hangs alone scores the reward's minimum; none = no limit",
+        gt=0,
+    )
+    on_reward_error: Literal["raise", "mask"] = option(
+        "rewards",
+        "raise",
+        "what to do where a reward raises an exception: raise stops the run, mask leaves that "
+        "completion without this reward and counts it",
+    )
     accuracy_func: str | None = option(
         "rewards",
         "rewards.arithmetic:exact_answer",
-        "scores the greedy answers of an evaluation, where the rows have a column `answer`; "
-        "none = off",
+        "scores the greedy answers of an evaluation, 1 for a right one; the default one where the "
+        "rows have a column `answer`; none = off",
     )
 
     prompts_per_step: int = option("sampling", 8, "prompts in an optimizer step", ge=1)
@@ -270,6 +283,21 @@ class ReinforceConfig:
         "steps between checkpoints, where `rl4lm replay` can begin; 0 = only the final weights",
         ge=0,
     )
+    save_total_limit: int | None = option(
+        "run",
+        None,
+        "checkpoints kept: the newest ones and, where there are evaluations, the best; none = all",
+        ge=1,
+    )
+    resume_from_checkpoint: str | None = option(
+        "run",
+        None,
+        "go on from a checkpoint: its folder, or true for the newest complete one in output_dir "
+        "(a start from the beginning where there is none); none or false = off",
+    )
+    resume_anyway: bool = option(
+        "run", False, "resume although options differ from those of the checkpoint"
+    )
     noise_every: int = option(
         "run",
         20,
@@ -286,6 +314,8 @@ class ReinforceConfig:
     @classmethod
     def _read_plain(cls, value: Any, info: Any) -> Any:
         """Prepare a value for pydantic's conversion; see `Option.read`."""
+        if info.field_name == "resume_from_checkpoint" and str(value).lower() in ("true", "false"):
+            value = "true" if str(value).lower() == "true" else None
         return OPTIONS[info.field_name].read(value)
 
     def __post_init__(self) -> None:

@@ -125,6 +125,10 @@ class Screen:
             f"most, more than rounding in {dtype} explains; the gradient is that of another policy",
         )
 
+    def trouble(self, text: str) -> None:
+        """Say that something cannot be written."""
+        self._warn_some_times("trouble", text)
+
     def _warn_some_times(self, kind: str, text: str) -> None:
         """Warn the first few times, since it may be every step."""
         self._said[kind] += 1

@@ -7,8 +7,8 @@ may straddle two epochs, and a data set smaller than a step is fine.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -83,9 +83,28 @@ class PromptData:
         columns = {name: row.get(name) for name in self.columns}
         return Example(prompt_id=f"{self.split}-{index}", prompt=prompt, columns=columns)
 
+    def without(self, places: Collection[int]) -> PromptData:
+        """The same split without some rows; the others keep their order."""
+        left = [index for index in range(len(self)) if index not in places]
+        return replace(self, rows=_Chosen(self.rows, left))
+
     def examples(self, indices: Iterable[int]) -> list[Example]:
         """Several rows, in the order asked for."""
         return [self.example(index) for index in indices]
+
+
+@dataclass(frozen=True)
+class _Chosen(Sequence[Row]):
+    """Some of the rows of a split; none is copied."""
+
+    rows: Sequence[Row]
+    places: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.rows[self.places[index]]
 
 
 def stream_indices(size: int, seed: int, start: int, count: int) -> list[int]:

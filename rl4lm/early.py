@@ -10,14 +10,14 @@ What comes out is what `Scorer` gives for everything at once, errors included.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, NamedTuple
 
 from rl4lm.background import Background
 from rl4lm.errors import RewardError, RewardFailedError
-from rl4lm.reward_calls import Answer, Batch, RewardContext, Value, ask
+from rl4lm.reward_calls import Answer, Batch, RewardContext, merged
+from rl4lm.reward_performing import is_async
 from rl4lm.scoring import Scorer
 from rl4lm.types import Example, Scores
 
@@ -81,6 +81,8 @@ class EarlyScores:
         traceback: TracebackType | None,
     ) -> None:
         interrupted = kind is not None and not issubclass(kind, Exception)
+        if interrupted:
+            self._scorer.close()  # a process that is being asked would keep the next one waiting
         self._thread.close(0.0 if interrupted else _PATIENCE_S)
 
     @property
@@ -118,13 +120,16 @@ class EarlyScores:
             RewardError, RewardFailedError: what `Scorer` raises for all completions at once.
         """
         texts = self._all_texts(completion_ids)
-        known, failure = self._known(Batch(self._rows, texts, completion_ids, self._context))
+        known, failure = self._known(self._batch(texts, completion_ids))
         # After a failure nothing is known and all is asked again, in order: rows then bear their
         # own numbers in the message, and the first one that fails is the one that is named.
         scores = self._scorer(self._examples, texts, completion_ids, self._context, known)
         if failure is not None:
             raise _only_beside(failure) from failure
         return texts, scores
+
+    def _batch(self, texts: Sequence[str], ids: Sequence[Sequence[int]]) -> Batch:
+        return Batch(self._rows, texts, ids, self._context, range(len(texts)))
 
     def _all_texts(self, completion_ids: Sequence[Sequence[int]]) -> list[str]:
         rest = [row for row in range(len(completion_ids)) if row not in self._texts]
@@ -140,9 +145,9 @@ class EarlyScores:
             self._ask_about_the_rest(batch)
         except (RewardError, RewardFailedError) as failure:
             return {}, failure
-        merged = {k: _merged(parts, len(self._rows)) for k, parts in self._parts.items() if parts}
+        whole = {k: merged(parts, len(self._rows)) for k, parts in self._parts.items() if parts}
         # One that logs a number for the step has looked at more than one completion after all.
-        return {k: answer for k, answer in merged.items() if not answer.metrics}, None
+        return {k: answer for k, answer in whole.items() if not answer.metrics}, None
 
     def _ask_about_the_rest(self, batch: Batch) -> None:
         """Ask the per-sample rewards about what was never offered, unless that is everything."""
@@ -163,38 +168,22 @@ class EarlyScores:
             [each.text for each in finished],
             [each.ids for each in finished],
             self._context,
+            rows,
         )
         for place, parts in self._parts.items():
-            reward = self._scorer.rewards[place]
-            parts.append((rows, ask(reward, batch, self._scorer.prefix(place))))
+            parts.append((rows, self._scorer.ask(place, batch)))
 
 
 def _asked_early(function: Callable[..., Any]) -> bool:
     """Whether a reward says that its scores do not depend on the other completions."""
     alone = getattr(function, "per_sample", False) is True
-    return alone and not inspect.iscoroutinefunction(function)
-
-
-def _merged(parts: Sequence[tuple[Sequence[int], Answer]], count: int) -> Answer:
-    """One answer about all rows from answers about some of them each."""
-    values: list[Value] = [0.0] * count
-    extra: dict[str, list[Any]] = {}
-    metrics: dict[str, float] = {}
-    for rows, answer in parts:
-        metrics.update(answer.metrics)
-        for row, value in zip(rows, answer.values, strict=True):
-            values[row] = value
-        for name, noted in answer.extra.items():
-            # Empty where a call had nothing to say, as it is for a row among rows with a note.
-            column = extra.setdefault(name, [""] * count)
-            for row, note in zip(rows, noted, strict=True):
-                column[row] = note
-    return Answer(values, extra, metrics)
+    return alone and not is_async(function)
 
 
 def _only_beside(failure: _Failure) -> RewardFailedError:
     return RewardFailedError(
         f"{failure}; it was called while others were still being sampled, on a thread beside the "
-        "main one, and did not fail when it was called again on the main thread. If it needs the "
-        "main thread, say so: set the attribute `per_sample` of the function to False"
+        "main one, and did not fail when it was called again on the main thread. If it runs in "
+        "this process and needs the main thread, say so: set the attribute `per_sample` of the "
+        "function to False"
     )

@@ -8,7 +8,8 @@ what to do. To add one: inherit the root and the builtin, and say in a line when
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 
 class Rl4lmError(Exception):
@@ -31,11 +32,17 @@ class ModelError(Rl4lmError, ValueError):
     """A checkpoint that cannot be loaded, or that the generation loop cannot serve."""
 
 
-class RewardError(Rl4lmError, ValueError):
+class _Unscored(Rl4lmError):
+    """What a reward did; `sampled` holds the completions that it was asked about, as plain rows."""
+
+    sampled: Sequence[Mapping[str, Any]] = ()
+
+
+class RewardError(_Unscored, ValueError):
     """A reward that does not resolve, or returns something that is not a reward."""
 
 
-class RewardFailedError(Rl4lmError, RuntimeError):
+class RewardFailedError(_Unscored, RuntimeError):
     """A reward function that raised an exception of its own; the cause is chained."""
 
 
@@ -43,8 +50,25 @@ class OutputError(Rl4lmError, OSError):
     """A place on disk that cannot be written, or that already holds a run."""
 
 
+class SaveError(OutputError):
+    """A file of a run that could not be written while it ran: a full disk, most often."""
+
+
 class TrainingError(Rl4lmError, RuntimeError):
     """Training cannot go on: a parameter without gradient, a gradient that is not finite."""
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal that ends a run, wherever it arrives; the text says what was saved.
+
+    An interrupt also where it was SIGTERM: as a SystemExit, inside a reward, it would be taken for
+    a `sys.exit` of the reward's own.
+    """
+
+    def __init__(self, number: int, text: str = "") -> None:
+        """Take the number of the signal, and what to say about it besides its name."""
+        super().__init__(text)
+        self.number = number
 
 
 class VerificationError(Rl4lmError, RuntimeError):

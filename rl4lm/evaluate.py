@@ -90,8 +90,11 @@ def _records(
     texts = policy.codec.decode(ids)
     scores = scorer(examples, texts, ids, context)
     right = torch.full((len(examples), 1), math.nan, dtype=torch.float64)
-    if accuracy is not None:
-        right = Scorer([accuracy], [1.0])(examples, texts, ids, context).parts[accuracy.name]
+    if accuracy is not None and accuracy in scorer.rewards:
+        right = scores.parts[accuracy.name]
+    elif accuracy is not None:
+        judge = scorer.beside(accuracy)
+        right = judge(examples, texts, ids, context).parts[accuracy.name]
     return [
         {
             "group": example.columns.get(_GROUP_COLUMN),

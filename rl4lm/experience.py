@@ -16,16 +16,16 @@ from rl4lm.config import ReinforceConfig
 from rl4lm.data import stream_indices
 from rl4lm.drawing import InverseCdf
 from rl4lm.early import EarlyScores
-from rl4lm.errors import ModelError
+from rl4lm.errors import ModelError, RewardError, RewardFailedError
 from rl4lm.kl import k1
-from rl4lm.metrics import Stopwatch, pack
+from rl4lm.metrics import Stopwatch, pack, unscored_rows
 from rl4lm.policy import Policy
 from rl4lm.preparing import inference_mode_of, sampling_mode
 from rl4lm.randomness import Stream
 from rl4lm.reference import Reference
 from rl4lm.returns import after_each_token, at_last_token, returns_to_go
 from rl4lm.sampling import EndRule, Finished, generate
-from rl4lm.scoring import RewardContext
+from rl4lm.scoring import RewardContext, Scorer
 from rl4lm.types import Example, Experience, Rollout, Scores
 from rl4lm.world import World
 
@@ -71,6 +71,11 @@ class Gatherer:
                 "head's output, so it runs whole; choose baseline=prompt_value"
             )
 
+    @property
+    def scorer(self) -> Scorer:
+        """What judges the completions."""
+        return self._task.judges.scorer
+
     def gather(
         self, step: int, state: State, context: RewardContext, watch: Stopwatch
     ) -> tuple[Experience, State]:
@@ -86,12 +91,23 @@ class Gatherer:
         with self._open_scores(examples, context) as early:
             rollout = self.sample(examples, step, early.listener)
             watch.lap("sample")
-            texts, scores = early.finish(rollout.completion_lists())
+            texts, scores = self._scored(early, examples, rollout)
             watch.lap("score")
         keys = self.prompt_keys(step)
         gathered = self.centre(keys, examples, rollout, texts, scores, state)
         watch.lap("centre")
         return gathered
+
+    def _scored(
+        self, early: EarlyScores, examples: Sequence[Example], rollout: Rollout
+    ) -> tuple[list[str], Scores]:
+        """Texts and scores; an error of a reward takes with it what could not be scored."""
+        ids = rollout.completion_lists()
+        try:
+            return early.finish(ids)
+        except (RewardError, RewardFailedError) as error:
+            error.sampled = unscored_rows(examples, self._policy.codec.decode(ids), ids)
+            raise
 
     def prompt_keys(self, step: int) -> list[int]:
         """Rows of the data that the whole step's P prompts come from."""

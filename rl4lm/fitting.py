@@ -1,4 +1,8 @@
-"""Whether the prompts fit the model: their lengths before the weights are read, their ids after."""
+"""Whether rows, rewards and model fit together.
+
+Rows that a reward cannot judge are left out and counted; lengths of prompts are looked at before
+the weights are read, their ids after.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,7 @@ from torch import nn
 from rl4lm.config import ReinforceConfig
 from rl4lm.data import PromptData
 from rl4lm.errors import DataError, ModelError
+from rl4lm.reward_lookup import NamedReward
 from rl4lm.text import TextCodec
 
 _ENCODED_AT_ONCE = 4096  # prompts
@@ -39,6 +44,47 @@ def check_prompts(
         largest = max(largest, largest_here)
         _check_lengths(config, context, split.split, lengths)
     return largest
+
+
+def leave_out_unfit(
+    rewards: Sequence[NamedReward], data: PromptData
+) -> tuple[PromptData, list[str]]:
+    """Leave out the rows that a reward says it cannot judge.
+
+    A reward says so by an attribute ``unfit``: a function from the columns (name -> one value per
+    row, the prompts under the name of their column) to the reason for each row, None where it fits.
+
+    Args:
+        rewards: all of them are asked.
+        data: one split.
+
+    Returns:
+        The split without these rows, and a line for the screen about each reward that left some
+        out.
+
+    Raises:
+        DataError: no row is left.
+    """
+    asked = [(r.name, r.function.unfit) for r in rewards if hasattr(r.function, "unfit")]
+    if not asked:
+        return data, []
+    examples = data.examples(range(len(data)))
+    columns = {name: [example.columns[name] for example in examples] for name in data.columns}
+    columns[data.prompt_column] = [example.prompt for example in examples]
+    unfit: set[int] = set()
+    notes = []
+    for name, reasons_of in asked:
+        reasons = {row: why for row, why in enumerate(reasons_of(columns)) if why is not None}
+        if reasons:
+            row, why = next(iter(reasons.items()))
+            notes.append(
+                f"{len(reasons)} of the {len(data)} rows of split {data.split!r} cannot be judged "
+                f"by {name} and are left out; row {row}: {why}"
+            )
+            unfit |= reasons.keys()
+    if len(unfit) == len(data):
+        raise DataError("\n".join(notes) + "\nno row is left; look at the columns of the data")
+    return (data.without(unfit) if unfit else data), notes
 
 
 def _measure(codec: TextCodec, split: PromptData) -> tuple[list[int], int]:

@@ -135,3 +135,25 @@ def replay(argv: Sequence[str]) -> None:
         print_json(found.to_dict())
     if not found.agrees:
         raise VerificationError(f"step {namespace.step} does not come out as it was logged")
+
+
+def doctor(argv: Sequence[str]) -> None:
+    """``rl4lm doctor``: why a run does not learn."""
+    parser = OptionParser(
+        prog="rl4lm doctor",
+        description="Look through the files of a run, ended or not, for what keeps it from "
+        "learning. Findings are no failure: the exit code is 0 with them and without.",
+        usage="%(prog)s RUN_DIR [--json]",
+    )
+    parser.add_argument("run", metavar="RUN_DIR", nargs="?", help="folder of the run")
+    parser.add_argument("--json", action="store_true", help="print the findings as a JSON list")
+    namespace = parser.parse_args(argv)
+    if namespace.run is None:
+        raise ConfigError(f"name a run; usage: {parser.format_usage()[7:].strip()}")
+    from rl4lm.doctor import diagnose, show
+
+    log, diagnosis = diagnose(Path(namespace.run))
+    if namespace.json:
+        print_json([finding.to_dict() for finding in diagnosis.findings])
+    else:
+        show(log, diagnosis)

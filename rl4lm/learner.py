@@ -30,20 +30,21 @@ from rl4lm.diagnostics import (
     tally_kl,
     tally_ratios,
 )
-from rl4lm.errors import TrainingError
 from rl4lm.experience import Gatherer
 from rl4lm.losses import TokenWeights, reinforce_loss, token_weights
 from rl4lm.metrics import Stopwatch, completion_rows, rollout_metrics
 from rl4lm.objective import direct_terms, loss_terms, total
 from rl4lm.optim import make_optimizer, make_scheduler, scale_to_norm
 from rl4lm.policy import Policy
+from rl4lm.rank_state import experience_from, experience_state, random_states, set_random_states
 from rl4lm.reference import make_reference
 from rl4lm.sampling import EndRule
 from rl4lm.scoring import RewardContext
 from rl4lm.types import Experience, Rollout, StepStats, TrainState
+from rl4lm.unanswered import COUNTED
 from rl4lm.world import World
 
-_NON_FINITE_LIMIT = 3  # steps in a row without a finite gradient after which the run stops
+NON_FINITE_LIMIT = 3  # steps in a row without a finite gradient after which a run stops
 
 
 class Learner:
@@ -74,7 +75,7 @@ class Learner:
         self._optimizer = make_optimizer(config, self.backward.parameters)
         self._scheduler = make_scheduler(config, self._optimizer)
         self._experience: Experience | None = None  # what the present steps learn from
-        self._non_finite = 0  # steps in a row
+        self.non_finite = 0  # steps in a row without a finite gradient
 
     def step(self) -> StepStats:
         """One REINFORCE update: sample, score, centre, differentiate, apply."""
@@ -120,6 +121,7 @@ class Learner:
             **noise,
             **update,
             **e.scores.metrics,
+            **{name: numbers[name] for name in _counts(e)},
             **watch.seconds,
             "tokens_per_second": tokens / seconds if fresh else None,
         }
@@ -130,11 +132,16 @@ class Learner:
         return RewardContext(self.state.step, self._config.max_steps, self._config.seed)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything besides the weights that the next step depends on: tensors, plain values."""
+        """Everything besides the weights that the next step depends on: tensors, plain values.
+
+        It is the same on every process; `rank_state` is what differs.
+        """
         return {
             "train_state": asdict(self.state),
             "optimizer": self._optimizer.state_dict(),
             "scheduler": self._scheduler.state_dict(),
+            "non_finite": self.non_finite,
+            "max_tokens": self.backward.max_tokens,
         }
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
@@ -142,7 +149,29 @@ class Learner:
         self.state = TrainState(**saved["train_state"])
         self._optimizer.load_state_dict(saved["optimizer"])
         self._scheduler.load_state_dict(saved["scheduler"])
+        self.non_finite = saved["non_finite"]
+        self.backward.max_tokens = saved["max_tokens"]
         self._experience = None
+
+    @property
+    def in_window(self) -> bool:
+        """Whether the next step goes on learning from the completions at hand."""
+        return self.state.step % self._config.num_iterations != 0
+
+    def rank_state(self) -> dict[str, Any]:
+        """What this process alone knows: its random states, and the experience of a window."""
+        within = self.in_window and self._experience is not None
+        kept = experience_state(self._experience) if within and self._experience else None
+        worst = self.gatherer.scorer.worst
+        return {"random": random_states(), "experience": kept, "worst_rewards": worst}
+
+    def load_rank_state(self, saved: Mapping[str, Any]) -> None:
+        """Go on from what `rank_state` gave, after `load_state_dict`."""
+        if saved["experience"] is not None:
+            examples = self.gatherer.examples(self.state.step)
+            self._experience = experience_from(saved["experience"], examples)
+        self.gatherer.scorer.worst = saved["worst_rewards"]
+        set_random_states(saved["random"])
 
     def _differentiate(
         self, e: Experience, fresh: bool, measure_noise: bool
@@ -153,6 +182,7 @@ class Learner:
         logprobs = (e.policy_logprobs if epsilon is None else self._logprobs(e.rollout)).double()
         tally = Tally({"loss": float(self._loss(e)(logprobs, torch.zeros_like(logprobs)))}, {})
         tally |= tally_advantages(e)
+        tally |= Tally(_counts(e), {})
         if epsilon is not None:
             tally |= tally_ratios(e, logprobs, epsilon)
         if self._config.beta:
@@ -174,7 +204,7 @@ class Learner:
 
     def _logprobs(self, rollout: Rollout) -> Tensor:
         return self._policy.completion_logprobs(
-            rollout, self._config.temperature, self._config.max_tokens_per_micro_batch
+            rollout, self._config.temperature, self.backward.max_tokens
         )
 
     def _backward_and_noise(
@@ -200,7 +230,7 @@ class Learner:
         norm = float(scale_to_norm(self.backward.parameters, self._config.max_grad_norm))
         learning_rate = self._scheduler.get_last_lr()[0]
         finite = math.isfinite(norm)
-        self._note_finite(finite)
+        self.non_finite = 0 if finite else self.non_finite + 1
         if live and finite:
             self._optimizer.step()
         self._step_schedule()
@@ -218,14 +248,6 @@ class Learner:
             warnings.filterwarnings("ignore", message=".*lr_scheduler.step\\(\\).*")
             self._scheduler.step()
 
-    def _note_finite(self, finite: bool) -> None:
-        self._non_finite = 0 if finite else self._non_finite + 1
-        if self._non_finite >= _NON_FINITE_LIMIT:
-            raise TrainingError(
-                f"the gradient was not finite for {_NON_FINITE_LIMIT} steps in a row; lower the "
-                "learning rate or the precision's risk (dtype float32), and look at the rewards"
-            )
-
     def gradient(self, rollout: Rollout, advantages: Tensor) -> dict[str, Tensor]:
         """∇L of a rollout by the very backward pass of a step; see `ReinforceTrainer.gradient`."""
         count = torch.tensor([len(rollout.completion_ids)])
@@ -241,3 +263,12 @@ class Learner:
             torch.zeros_like(leaf),
         )
         return self.backward.by_name(rollout, weights)
+
+
+def _counts(e: Experience) -> dict[str, float]:
+    """What the scorer counted of this process's completions; the names are the same on all."""
+    return {
+        name: value
+        for name, value in e.scores.metrics.items()
+        if name.startswith("rewards/") and name.rpartition("/")[2] in COUNTED
+    }

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rl4lm.types import Experience, Rollout, Scores
+from rl4lm.types import Example, Experience, Rollout, Scores
 
 
 class Stopwatch:
@@ -119,6 +119,23 @@ def completion_rows(step: int, e: Experience) -> list[dict[str, Any]]:
             **_extras(scores.extra, i),
         }
         for i in range(len(e.texts))
+    ]
+
+
+def unscored_rows(
+    examples: Sequence[Example], texts: Sequence[str], ids: Sequence[Sequence[int]]
+) -> list[dict[str, Any]]:
+    """Completions with what their rewards read, in the form that ``rl4lm score`` takes."""
+    group = len(texts) // len(examples)
+    return [
+        {
+            **examples[i // group].columns,
+            "prompt_id": examples[i // group].prompt_id,
+            "prompt": examples[i // group].prompt,
+            "completion": text,
+            "completion_ids": list(ids[i]),
+        }
+        for i, text in enumerate(texts)
     ]
 
 

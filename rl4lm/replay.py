@@ -18,12 +18,14 @@ from typing import Any
 
 import torch
 
-from rl4lm.checkpoint import checkpoints, load_checkpoint
+from rl4lm import durable
+from rl4lm.checkpoint import load_checkpoint
 from rl4lm.config import ReinforceConfig
 from rl4lm.console import Screen
 from rl4lm.errors import ConfigError, DataError
 from rl4lm.metrics import Stopwatch
 from rl4lm.options import read_yaml
+from rl4lm.tracking import checkpoints
 from rl4lm.trainer import ReinforceTrainer
 from rl4lm.types import Example, Experience, Rollout, Scores
 
@@ -95,13 +97,12 @@ def replay(run: Path, step: int) -> Replay:
         known = f"steps 1 to {max(logged)}" if logged else "no step"
         raise DataError(f"step {step} is not in the log of {str(run)!r}, which holds {known}")
     start, path = _start(run, config, given, step)
-    window = config.num_iterations
-    first = start - start % window
-    pages = {k: _read_rows(run, k) for k in range(first + 1, step + 1, window)}
+    pages = {k: _read_rows(run, k) for k in range(start + 1, step + 1, config.num_iterations)}
     trainer = _trainer(config, next(iter(pages.values())))
     where = "the start of the run"
     if path is not None:
-        trainer.learner.load_state_dict(load_checkpoint(path, trainer.policy))
+        _check_whole(path)
+        trainer.learner.load_state_dict(load_checkpoint(path, trainer.policy)["learner"])
         where = path.name
     tolerance = _TOLERANCE[trainer.policy.compute_dtype]
     done = []
@@ -114,6 +115,13 @@ def replay(run: Path, step: int) -> Replay:
         found = trainer.learner.learn(experience, fresh, Stopwatch()).metrics
         done.append(_compare(k, logged[k], found, tolerance))
     return Replay(where, tolerance, tuple(done))
+
+
+def _check_whole(checkpoint: Path) -> None:
+    try:
+        durable.read_sealed(checkpoint)
+    except durable.DamagedError as error:
+        raise DataError(f"the checkpoint {str(checkpoint)!r} cannot be read: {error}") from error
 
 
 def _read_config(path: Path) -> tuple[ReinforceConfig, list[str]]:
@@ -146,7 +154,9 @@ def _start(
     run: Path, config: ReinforceConfig, given: Sequence[str], step: int
 ) -> tuple[int, Path | None]:
     """Steps done at the nearest earlier place to begin from, and its checkpoint; None is step 0."""
-    saved = checkpoints(run)
+    # Within a window of several updates the policy that sampled is not the checkpoint's.
+    window = config.num_iterations
+    saved = {done: path for done, path in checkpoints(run).items() if done % window == 0}
     early = [done for done in saved if done < step]
     if early:
         return max(early), saved[max(early)]

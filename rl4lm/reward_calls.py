@@ -1,22 +1,26 @@
-"""Call one reward on some completions, and check what it returns.
+"""What a reward is asked about some completions, and what it answers.
 
 A reward is called with keywords over all rows in order: `prompts`, `completions`, each extra column
 by its name, and, where it names them or takes ``**kwargs``, `completion_ids`, `trainer_state`,
 `log_extra`, `log_metric`. It returns one float or None per completion, or a list of floats with one
 per token. Any reward written for TRL works unchanged.
+
+Imports no torch: the worker process of a reward reads this module too.
 """
 
 from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass
-from typing import Any
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
-from rl4lm.errors import RewardError, RewardFailedError
 from rl4lm.reward_lookup import NamedReward
-from rl4lm.types import Example
+
+if TYPE_CHECKING:
+    from rl4lm.types import Example  # which imports torch
 
 Value = float | list[float]  # a row's reward, nan for None; or one number per token
 
@@ -81,6 +85,21 @@ class Batch:
     completions: Sequence[str]
     completion_ids: Sequence[Sequence[int]]
     context: RewardContext
+    numbers: Sequence[int]  # of the rows, as messages name them
+
+    def only(self, rows: Sequence[int]) -> Batch:
+        """The batch of some of the rows."""
+        return replace(
+            self,
+            examples=[self.examples[row] for row in rows],
+            completions=[self.completions[row] for row in rows],
+            completion_ids=[self.completion_ids[row] for row in rows],
+            numbers=[self.numbers[row] for row in rows],
+        )
+
+    def where(self, row: int) -> str:
+        """A row in words."""
+        return f"row {self.numbers[row]} (prompt {self.examples[row].prompt_id})"
 
     def keywords(self) -> dict[str, Any]:
         """By name, one value per completion in order; and where training stands."""
@@ -99,24 +118,48 @@ class Batch:
 
 
 @dataclass(frozen=True)
+class Call:
+    """All that one call of a reward needs; can be pickled, and read without torch."""
+
+    reward: str  # its name, for messages
+    keywords: Mapping[str, Any]  # what the function accepts
+    numbers: Sequence[int]  # of the B rows, for messages
+    prompt_ids: Sequence[str]  # B of them, for messages
+    lengths: Sequence[int]  # tokens of each completion
+    prefix: str  # of the notes' names
+
+
+@dataclass(frozen=True)
 class Answer:
     """What one reward said about B completions."""
 
-    values: Sequence[Value]  # B of them
+    values: Sequence[Value]  # B of them; nan also where `lost` or `masked` has the row
     extra: Mapping[str, Sequence[Any]]  # log_extra: name -> B values
     metrics: Mapping[str, float]  # log_metric: name -> value
+    # Rows at which the reward hung or crashed, again when it was asked about them alone -> how.
+    lost: Mapping[int, str] = field(default_factory=dict)
+    masked: Mapping[int, str] = field(default_factory=dict)  # rows at which it raised -> what
+    counts: Mapping[str, int] = field(default_factory=dict)  # what was counted on the way
 
 
-def ask(reward: NamedReward, batch: Batch, prefix: str) -> Answer:
-    """Call one reward, not an async one, on some completions.
+def accepted(function: Callable[..., Any], offered: Mapping[str, Any]) -> dict[str, Any]:
+    """What a function names of that which is offered, or all of it if it takes ``**kwargs``."""
+    # Not the wrapped function's signature: the wrapper is what is called.
+    parameters = inspect.signature(function, follow_wrapped=False).parameters
+    takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    return {k: v for k, v in offered.items() if takes_all or k in parameters}
 
-    Raises:
-        RewardError: it returned something that is not a list with one reward per completion.
-        RewardFailedError: it raised.
-    """
-    notes = Notes(len(batch.completions), prefix)
-    values = checked(reward, call(reward, batch.keywords(), notes), batch)
-    return Answer(values, notes.extra, notes.metrics)
+
+def call_about(reward: NamedReward, batch: Batch, prefix: str) -> Call:
+    """The call that asks a reward about a batch; its notes' names get a prefix."""
+    return Call(
+        reward=reward.name,
+        keywords=accepted(reward.function, batch.keywords()),
+        numbers=batch.numbers,
+        prompt_ids=[example.prompt_id for example in batch.examples],
+        lengths=[len(ids) for ids in batch.completion_ids],
+        prefix=prefix,
+    )
 
 
 class Notes:
@@ -147,68 +190,29 @@ class Notes:
         return full
 
 
-def call(reward: NamedReward, offered: Mapping[str, Any], notes: Notes) -> Any:
-    """Call a reward with what it accepts."""
-    offered = {**offered, "log_extra": notes.log_extra, "log_metric": notes.log_metric}
-    # Not the wrapped function's signature: the wrapper is what is called.
-    parameters = inspect.signature(reward.function, follow_wrapped=False).parameters
-    takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    accepted = {k: v for k, v in offered.items() if takes_all or k in parameters}
-    try:
-        return reward.function(**accepted)
-    except (Exception, SystemExit) as error:  # sys.exit() in a reward must not end a run unseen
-        raise failed(reward, error) from error
+def merged(parts: Sequence[tuple[Sequence[int], Answer]], count: int) -> Answer:
+    """One answer about `count` rows from answers about some of them each.
 
-
-def failed(reward: NamedReward, error: BaseException) -> RewardFailedError:
-    """What is raised where a reward raised."""
-    return RewardFailedError(f"the reward {reward.name!r} raised {type(error).__name__}: {error}")
-
-
-def checked(reward: NamedReward, result: Any, batch: Batch) -> list[Value]:
-    """The result as B values: a float, nan for None, or a list with a float per token."""
-    # A mapping or a set has a length and no order: its keys would pass for rewards.
-    if isinstance(result, (str, bytes, Mapping, Set)) or not hasattr(result, "__len__"):
-        raise RewardError(
-            f"the reward {reward.name!r} must return a list with one float or None per "
-            f"completion, got {type(result).__name__}: {result!r:.100}"
-        )
-    values = result.tolist() if hasattr(result, "tolist") else list(result)
-    if len(values) != len(batch.completions):
-        raise RewardError(
-            f"the reward {reward.name!r} returned {len(values)} values for "
-            f"{len(batch.completions)} "
-            "completions; it must return one per completion, in order"
-        )
-    return [
-        _value(reward, value, f"row {i} (prompt {example.prompt_id})", len(ids))
-        for i, (value, example, ids) in enumerate(
-            zip(values, batch.examples, batch.completion_ids, strict=True)
-        )
-    ]
-
-
-def _value(reward: NamedReward, value: Any, where: str, tokens: int) -> Value:
-    """A row's reward: a float, nan for None, or a float for each of its tokens."""
-    if value is None:
-        return math.nan
-    values = value.tolist() if hasattr(value, "tolist") else value
-    if not isinstance(values, (list, tuple)):
-        return _number(reward, values, where)
-    if len(values) != tokens:
-        raise RewardError(
-            f"the reward {reward.name!r} returned a list of {len(values)} for {where}, whose "
-            f"completion has {tokens} tokens; give one float per token of `completion_ids`, the "
-            "end token included, or one float for the completion"
-        )
-    return [_number(reward, each, f"token {t} of {where}") for t, each in enumerate(values)]
-
-
-def _number(reward: NamedReward, value: Any, where: str) -> float:
-    said = f"the reward {reward.name!r} returned {value!r:.100} for {where}"
-    if isinstance(value, (str, bytes)) or not hasattr(value, "__float__"):
-        raise RewardError(f"{said}, which is not a number; give a float, or None for 'no reward'")
-    number = float(value)
-    if not math.isfinite(number):
-        raise RewardError(f"{said}; give a finite float, or None where the reward does not apply")
-    return number
+    Args:
+        parts: rows, and an answer about these; a row of which no part speaks has nan.
+        count: of rows.
+    """
+    values: list[Value] = [math.nan] * count
+    extra: dict[str, list[Any]] = {}
+    metrics: dict[str, float] = {}
+    lost: dict[int, str] = {}
+    masked: dict[int, str] = {}
+    counts: Counter[str] = Counter()
+    for rows, answer in parts:
+        metrics.update(answer.metrics)
+        counts.update(answer.counts)
+        lost.update((rows[i], how) for i, how in answer.lost.items())
+        masked.update((rows[i], what) for i, what in answer.masked.items())
+        for row, value in zip(rows, answer.values, strict=True):
+            values[row] = value
+        for name, noted in answer.extra.items():
+            # Empty where a call had nothing to say, as it is for a row among rows with a note.
+            column = extra.setdefault(name, [""] * count)
+            for row, note in zip(rows, noted, strict=True):
+                column[row] = note
+    return Answer(values, extra, metrics, lost, masked, counts)

@@ -10,7 +10,7 @@ import importlib.util
 import inspect
 import sys
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -30,6 +30,7 @@ class NamedReward:
 
     name: str
     function: Reward
+    asked_as: str | None = None  # the name it was found by; None where it was handed over
 
 
 def resolve_rewards(rewards: Sequence[str | Reward]) -> list[NamedReward]:
@@ -42,10 +43,12 @@ def resolve_rewards(rewards: Sequence[str | Reward]) -> list[NamedReward]:
     Raises:
         RewardError: a name that does not resolve, or something that cannot be called.
     """
-    found = [NamedReward(_short_name(r), _resolve(r)) for r in rewards]
+    found = [
+        NamedReward(_short_name(r), resolve(r), r if isinstance(r, str) else None) for r in rewards
+    ]
     taken = [reward.name for reward in found]
     return [
-        r if taken.count(r.name) == 1 else NamedReward(f"{r.name}_{i}", r.function)
+        r if taken.count(r.name) == 1 else replace(r, name=f"{r.name}_{i}")
         for i, r in enumerate(found)
     ]
 
@@ -56,7 +59,12 @@ def _short_name(reward: str | Reward) -> str:
     return getattr(reward, "__name__", type(reward).__name__)
 
 
-def _resolve(reward: str | Reward) -> Reward:
+def resolve(reward: str | Reward) -> Reward:
+    """The function of a name; a function is itself.
+
+    Raises:
+        RewardError: a name that does not resolve, or something that cannot be called.
+    """
     if isinstance(reward, str):
         reward = _import(reward)
     if not callable(reward):

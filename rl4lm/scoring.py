@@ -3,42 +3,51 @@
 A reward is called once per process and step, over all rows in order, and may be ``async``. What a
 per-sample reward has said already, of completions that had finished before others, is handed in.
 
-Rewards run in the trainer's own process, without a time limit.
+A reward that was named runs in a process of its own, with a time limit; a function that was handed
+over runs in this one, without.
 """
 
 from __future__ import annotations
 
-import asyncio
-import inspect
 import math
 import time
-from collections.abc import Awaitable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from types import TracebackType
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from rl4lm.background import in_background
+from rl4lm.background import all_in_background
 from rl4lm.errors import RewardError
-from rl4lm.reward_calls import (
-    Answer,
-    Batch,
-    Notes,
-    RewardContext,
-    Value,
-    call,
-    checked,
-    failed,
-)
+from rl4lm.reward_calls import Answer, Batch, RewardContext, Value, call_about
 from rl4lm.reward_lookup import NamedReward
+from rl4lm.reward_performing import is_async, perform, perform_together
+from rl4lm.reward_process import RewardProcess
+from rl4lm.reward_retries import Asking, Failure
 from rl4lm.types import Example, Scores
+from rl4lm.unanswered import Unanswered, total
 
 
 class Scorer:
     """A weighted sum of rewards: ``r_i = Σ_k w_k r_{k,i}`` over those that apply to row i."""
 
-    def __init__(self, rewards: Sequence[NamedReward], weights: Sequence[float]) -> None:
-        """Pair each reward with its weight.
+    def __init__(
+        self,
+        rewards: Sequence[NamedReward],
+        weights: Sequence[float],
+        timeout_s: float | None = 60.0,
+        on_error: Literal["raise", "mask"] = "raise",
+    ) -> None:
+        """Pair each reward with its weight; no process is started yet.
+
+        Args:
+            rewards: functions, and the names they were found by.
+            weights: one for each.
+            timeout_s: seconds for one call of a named reward; None for no limit.
+            on_error: what to do where a reward raises: stop, or leave the row without this reward.
 
         Raises:
             RewardError: not one weight per reward, or no reward at all.
@@ -50,13 +59,49 @@ class Scorer:
             )
         self._rewards = list(rewards)
         self._weights = torch.tensor(weights, dtype=torch.float64)
+        self._timeout_s = timeout_s
+        self._on_error = on_error
+        self._processes: dict[int, RewardProcess] = {}
+        self._askings = [
+            Asking(reward, partial(perform, reward.function), self.prefix(k), on_error == "mask")
+            for k, reward in enumerate(rewards)
+        ]
+        for k, reward in enumerate(rewards):
+            if reward.asked_as is not None:
+                self._ask_through(k, RewardProcess(reward.asked_as, timeout_s))
+        self._beside: dict[NamedReward, Scorer] = {}
         # What a completion took each reward, when it was last called here; 0 before.
         self.seconds = [0.0] * len(self._rewards)
+        self._unanswered = [
+            Unanswered(asking, weight)
+            for asking, weight in zip(self._askings, weights, strict=True)
+        ]
+
+    def __enter__(self) -> Scorer:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
 
     @property
     def names(self) -> list[str]:
         """The names of the rewards, in order."""
         return [reward.name for reward in self._rewards]
+
+    @property
+    def worst(self) -> list[float]:
+        """What a row scores where it keeps a reward from answering; it depends on past batches."""
+        return [unanswered.worst for unanswered in self._unanswered]
+
+    @worst.setter
+    def worst(self, values: Sequence[float]) -> None:
+        for unanswered, value in zip(self._unanswered, values, strict=True):
+            unanswered.worst = value
 
     @property
     def rewards(self) -> Sequence[NamedReward]:
@@ -66,6 +111,45 @@ class Scorer:
     def prefix(self, reward: int) -> str:
         """What a reward's notes are filed under; a lone reward needs no distinction."""
         return "" if len(self._rewards) == 1 else f"{self.names[reward]}/"
+
+    def start(self) -> None:
+        """Start the processes of the named rewards without waiting for them."""
+        for process in self._processes.values():
+            process.start()
+
+    def close(self) -> None:
+        """End the processes of the named rewards; a later call would start them again."""
+        for process in self._processes.values():
+            process.close()
+        for other in self._beside.values():
+            other.close()
+
+    def describe(self) -> str:
+        """Where the rewards run, and for how long they may, in a sentence for the reader."""
+        limit = f"{self._timeout_s:g} s a call" if self._timeout_s else "without a time limit"
+        return "; ".join(
+            f"{name} in its own process, {limit}"
+            if k in self._processes
+            else f"{name} in this process, without a time limit"
+            for k, name in enumerate(self.names)
+        )
+
+    def beside(self, reward: NamedReward) -> Scorer:
+        """A scorer of one other reward, kept and closed with this one.
+
+        It shares the process of a reward that was found by the same name.
+        """
+        if reward not in self._beside:
+            other = Scorer([reward], [1.0], self._timeout_s, self._on_error)
+            for k, process in self._processes.items():
+                if self._rewards[k].asked_as == reward.asked_as:
+                    other._ask_through(0, process)
+            self._beside[reward] = other
+        return self._beside[reward]
+
+    def _ask_through(self, reward: int, process: RewardProcess) -> None:
+        self._processes[reward] = process
+        self._askings[reward] = replace(self._askings[reward], ask=process.ask)
 
     def __call__(
         self,
@@ -87,13 +171,14 @@ class Scorer:
         Raises:
             RewardError: a reward returned something that is not a list of B floats, Nones or
                 lists with a float per token.
-            RewardFailedError: a reward raised.
+            RewardFailedError: a reward raised, or it cannot be asked.
         """
         shape = (len(examples), len(completions) // len(examples))
         rows = [example for example in examples for _ in range(shape[1])]
-        answers = self._answers(Batch(rows, completions, completion_ids, context), known or {})
+        batch = Batch(rows, completions, completion_ids, context, range(len(completions)))
+        answers = self._answers(batch, known or {})
         values = [answer.values for answer in answers]
-        totals = [[_total(value) for value in row] for row in values]
+        totals = [[total(value) for value in row] for row in values]
         per_reward = torch.tensor(totals, dtype=torch.float64)  # [K, B], nan where None
         applies = ~per_reward.isnan()
         weighted = per_reward.nan_to_num(nan=0.0) * self._weights[:, None]
@@ -106,44 +191,52 @@ class Scorer:
             metrics={name: value for answer in answers for name, value in answer.metrics.items()},
         )
 
+    def ask(self, reward: int, batch: Batch) -> Answer:
+        """What one reward, not an async one, says about some completions.
+
+        Raises:
+            RewardError, RewardFailedError: as for all completions.
+        """
+        return self._askings[reward](batch)
+
     def _answers(self, batch: Batch, known: Mapping[int, Answer]) -> list[Answer]:
-        """What each reward says; all are called before the first answer is checked."""
-        asked = {k: r for k, r in enumerate(self._rewards) if k not in known}
-        notes = {k: Notes(len(batch.completions), self.prefix(k)) for k in asked}
-        results = self._call_all(asked, batch, notes)
-        values = {k: checked(reward, results[k], batch) for k, reward in asked.items()}
-        new = {k: Answer(values[k], notes[k].extra, notes[k].metrics) for k in asked}
-        return [known[k] if k in known else new[k] for k in range(len(self._rewards))]
+        """What each reward says about all rows, with scores where it could not be asked."""
+        asked = [k for k in range(len(self._rewards)) if k not in known]
+        try:
+            answers = {**known, **self._ask_all(asked, batch)}
+        except (KeyboardInterrupt, SystemExit):
+            self.close()  # some are in the middle of their work
+            raise
+        return [each.settle(answers[k]) for k, each in enumerate(self._unanswered)]
 
-    def _call_all(
-        self, asked: Mapping[int, NamedReward], batch: Batch, notes: Mapping[int, Notes]
-    ) -> dict[int, Any]:
-        """Call rewards one after another; the async ones run concurrently, after the others."""
-        offered, results = batch.keywords(), {}
-        for k, reward in asked.items():
-            began = time.perf_counter()
-            results[k] = call(reward, offered, notes[k])
-            self.seconds[k] = (time.perf_counter() - began) / len(batch.completions)
-        waiting = {k: result for k, result in results.items() if inspect.isawaitable(result)}
-        if waiting:
-            # A thread of its own, because a notebook's thread already runs an event loop.
-            gathered = in_background(lambda: asyncio.run(_gather(asked, waiting)))
-            results.update(zip(waiting, gathered, strict=True))
-        return results
+    def _ask_all(self, asked: Sequence[int], batch: Batch) -> dict[int, Answer]:
+        """Ask rewards one after another; the async ones concurrently, after the others."""
+        answers: dict[int, Answer] = {}
+        together = [k for k in asked if is_async(self._rewards[k].function)]
+        for k in asked:
+            if k not in together:
+                began = time.perf_counter()
+                answers[k] = self.ask(k, batch)
+                self.seconds[k] = (time.perf_counter() - began) / len(batch.completions)
+        for k, first in self._ask_together(together, batch).items():
+            answers[k] = self._askings[k].settle(batch, first)
+        return answers
 
-
-async def _gather(
-    rewards: Mapping[int, NamedReward], waiting: Mapping[int, Awaitable[Any]]
-) -> list[Any]:
-    results = await asyncio.gather(*waiting.values(), return_exceptions=True)
-    for i, result in zip(waiting, results, strict=True):
-        if isinstance(result, BaseException):
-            raise failed(rewards[i], result) from result
-    return list(results)
-
-
-def _total(value: Value) -> float:
-    return math.fsum(value) if isinstance(value, list) else value
+    def _ask_together(self, asked: Sequence[int], batch: Batch) -> dict[int, Answer | Failure]:
+        """One call of each async reward, all at the same time."""
+        here = [k for k in asked if k not in self._processes]
+        there = [k for k in asked if k in self._processes]
+        calls = {k: call_about(self._rewards[k], batch, self.prefix(k)) for k in here}
+        works: list[Callable[[], Any]] = [
+            lambda: perform_together([(self._rewards[k].function, calls[k]) for k in here]),
+            *(lambda k=k: self._askings[k].once(batch) for k in there),
+        ]
+        (first, *others) = all_in_background(works) if asked else [[]]
+        found = dict(zip([*here, *there], [*first, *others], strict=True))
+        for outcome in found.values():
+            if isinstance(outcome, RewardError):
+                raise outcome
+        return found
 
 
 def _dealt_to_tokens(

@@ -6,10 +6,12 @@
     eval.jsonl                     one line per evaluation
     summary.json                   before, after, and what the run cost
     checkpoint-NNNNNN/             weights and the state of training after some steps
+    unscored/step-NNNNNN.jsonl     completions of a step whose reward failed, ready to be scored
     model/                         the final weights, loadable with from_pretrained
 
-Only the main process writes. Lines are flushed one by one, so that an interrupted run loses none
-that were written.
+Only the main process writes, but for `unscored`. Lines are flushed one by one, so that an
+interrupted run loses none that were written. On a full disk lines wait in memory, and the run goes
+on.
 """
 
 from __future__ import annotations
@@ -17,51 +19,138 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import shutil
-from collections.abc import Iterable, Mapping
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from rl4lm.errors import OutputError
+from rl4lm import durable
+from rl4lm.errors import OutputError, SaveError
 
 _FILES = ("config.yaml", "metrics.jsonl", "eval.jsonl", "summary.json")
-_FOLDERS = ("completions", "model", "checkpoint-[0-9]*")
+_FOLDERS = ("completions", "unscored", "model*", "checkpoint-[0-9]*")
+_LOGS = ("metrics.jsonl", "eval.jsonl")
+_CHECKPOINT = re.compile(r"checkpoint-(\d{6,})")
+_PAGE = re.compile(r"step-(\d{6,})(-process-\d+)?\.jsonl")
+_INVOCATION = {"resume_from_checkpoint": None, "resume_anyway": False}
 
 
 class RunDirectory:
     """Writes the files of one run."""
 
-    def __init__(self, path: Path) -> None:
-        """Use a directory that `prepare_run_directory` has made."""
+    def __init__(self, path: Path, trouble: Callable[[str], None]) -> None:
+        """Use a directory that `prepare_run_directory` has made.
+
+        Args:
+            path: of the directory.
+            trouble: told when lines cannot be written, and wait.
+        """
         self.path = path
+        self._trouble = trouble
+        self._logs: dict[Path, _Log] = {}
 
     def write_config(self, values: Mapping[str, Any], layout: Mapping[str, Any]) -> None:
         """Write the resolved configuration, and the layout as comments above it.
 
-        Comments, so that the file can be given back to ``--config`` as it stands.
+        Comments, so that the file can be given back to ``--config`` as it stands; for the same
+        reason it does not say what this start was resumed from.
         """
         lines = [f"# {name}: {value}" for name, value in layout.items()]
-        options = yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True)
+        plain_values = {**values, **_INVOCATION}
+        options = yaml.safe_dump(plain_values, sort_keys=False, allow_unicode=True)
         text = "\n".join([*lines, options])
         _replace(self.path / "config.yaml", text)
 
     def log_step(self, metrics: Mapping[str, Any]) -> None:
         """Append a step's metrics."""
-        _append(self.path / "metrics.jsonl", [metrics])
+        self._append(self.path / "metrics.jsonl", [metrics])
 
     def log_eval(self, metrics: Mapping[str, Any]) -> None:
         """Append an evaluation."""
-        _append(self.path / "eval.jsonl", [metrics])
+        self._append(self.path / "eval.jsonl", [metrics])
 
     def log_completions(self, step: int, rows: Iterable[Mapping[str, Any]]) -> None:
         """Write the completions of a step."""
-        _append(self.path / "completions" / f"step-{step:06d}.jsonl", rows)
+        self._append(self.path / "completions" / f"step-{step:06d}.jsonl", rows)
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write what the run came to."""
         _replace(self.path / "summary.json", json.dumps(plain(summary), indent=2) + "\n")
+
+    def settle(self) -> None:
+        """Have every line of the logs on the disk.
+
+        Raises:
+            SaveError: lines that had to wait still cannot be written.
+        """
+        for log in self._logs.values():
+            log.settle()
+        # Pages of completions are one per step, and never written again.
+        self._logs = {path: log for path, log in self._logs.items() if path.name in _LOGS}
+
+    def _append(self, path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+        log = self._logs.setdefault(path, _Log(path))
+        try:
+            log.append(rows)
+        except OSError as error:  # a full disk, say
+            self._trouble(
+                f"{str(path)!r} cannot be written: {error}; its lines wait in memory until there "
+                "is room"
+            )
+        else:
+            if path.name not in _LOGS:
+                del self._logs[path]
+
+
+class _Log:
+    """A file of JSON lines that grows; what cannot be written waits."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._waiting: list[str] = []
+
+    def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Write rows, after those that wait; `OSError` leaves the file as it was."""
+        self._waiting += [
+            json.dumps(plain(row), ensure_ascii=False, allow_nan=False) + "\n" for row in rows
+        ]
+        size = self._path.stat().st_size if self._path.exists() else 0
+        try:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.writelines(self._waiting)
+        except OSError:
+            if self._path.exists():
+                os.truncate(self._path, size)  # no half a line is left behind
+            raise
+        self._waiting = []
+
+    def settle(self) -> None:
+        """Write what waits, and have the file on the disk."""
+        try:
+            if self._waiting:
+                self.append(())
+            if self._path.exists():
+                durable.sync(self._path)
+        except OSError as error:
+            raise SaveError(
+                f"{len(self._waiting)} lines of {str(self._path)!r} cannot be written: {error}"
+            ) from error
+
+
+def checkpoint_path(run: Path, step: int) -> Path:
+    """Where the checkpoint after `step` optimizer steps is kept."""
+    return run / f"checkpoint-{step:06d}"
+
+
+def checkpoints(run: Path) -> dict[int, Path]:
+    """The checkpoints of a run by their number of steps, ascending; their files are not read."""
+    named = [(_CHECKPOINT.fullmatch(path.name), path) for path in run.glob("checkpoint-*")]
+    found = {int(match[1]): path for match, path in named if match and durable.is_sealed(path)}
+    return dict(sorted(found.items()))
 
 
 def holds_a_run(path: Path) -> bool:
@@ -85,11 +174,16 @@ def check_run_directory(path: Path, overwrite: bool) -> None:
     existing = next(p for p in (path, *path.absolute().parents) if p.exists())
     if not existing.is_dir():
         raise OutputError(f"output_dir {str(path)!r} cannot be made: {existing} is a file")
-    if not os.access(existing, os.W_OK):
-        raise OutputError(f"output_dir {str(path)!r} cannot be made: {existing} is not writable")
+    try:  # by trying: the superuser has every right, and still cannot write to a read-only disk
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        raise OutputError(
+            f"output_dir {str(path)!r} cannot be made: {existing} is not writable ({error})"
+        ) from error
 
 
-def prepare_run_directory(path: Path) -> RunDirectory:
+def prepare_run_directory(path: Path, trouble: Callable[[str], None]) -> RunDirectory:
     """Make the directory, and remove an earlier run's files from it (and nothing else)."""
     try:
         for name in _FILES:
@@ -100,26 +194,83 @@ def prepare_run_directory(path: Path) -> RunDirectory:
         (path / "completions").mkdir(parents=True)
     except OSError as error:
         raise OutputError(f"output_dir {str(path)!r} cannot be written: {error}") from error
-    return RunDirectory(path)
+    return RunDirectory(path, trouble)
 
 
-def _append(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    lines = [json.dumps(plain(row), ensure_ascii=False, allow_nan=False) + "\n" for row in rows]
+def reopen_run_directory(
+    path: Path, step: int, evaluations: int, trouble: Callable[[str], None]
+) -> RunDirectory:
+    """Go on in the directory of a run: what was logged after a step is cut off.
+
+    Later checkpoints are set aside under another name: the run may now take another course.
+
+    Args:
+        path: of the directory.
+        step: steps that are kept.
+        evaluations: how many are kept; after one and the same step there may be two.
+        trouble: as of `RunDirectory`.
+    """
     try:
-        with path.open("a", encoding="utf-8") as file:
-            file.writelines(lines)
-    except OSError as error:  # a full disk, say
-        raise OutputError(f"{str(path)!r} cannot be written: {error}") from error
+        _keep_lines(path / "metrics.jsonl", lambda place, row: row["step"] <= step)
+        _keep_lines(path / "eval.jsonl", lambda place, row: place < evaluations)
+        for page in [*path.glob("completions/*.jsonl"), *path.glob("unscored/*.jsonl")]:
+            number = _PAGE.fullmatch(page.name)
+            if number and int(number[1]) > step:
+                page.unlink()
+        (path / "summary.json").unlink(missing_ok=True)
+        for partial in path.glob("*" + durable.PARTIAL):
+            shutil.rmtree(partial)
+        for saved in path.glob("checkpoint-*"):
+            named = _CHECKPOINT.fullmatch(saved.name)
+            if named and int(named[1]) > step:
+                durable.set_aside(saved)
+        (path / "completions").mkdir(exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"output_dir {str(path)!r} cannot be written: {error}") from error
+    return RunDirectory(path, trouble)
+
+
+def _keep_lines(path: Path, keep: Callable[[int, Mapping[str, Any]], bool]) -> None:
+    """Keep some lines of a log, by place and content; one that a kill cut off goes anyway."""
+    if not path.exists():
+        return
+    kept = []
+    text = path.read_text(encoding="utf-8", errors="replace")
+    for place, line in enumerate(text.splitlines(keepends=True)):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if line.endswith("\n") and keep(place, row):
+            kept.append(line)
+    durable.replace_text(path, "".join(kept))
+
+
+def write_unscored(run: Path, step: int, rank: int, rows: Iterable[Mapping[str, Any]]) -> Path:
+    """Keep the completions that a reward failed on, in the form that ``rl4lm score`` reads.
+
+    Returns:
+        The file.
+
+    Raises:
+        SaveError: it cannot be written.
+    """
+    path = run / "unscored" / f"step-{step:06d}-process-{rank}.jsonl"
+    lines = [json.dumps(plain(row), ensure_ascii=False, default=str) + "\n" for row in rows]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        durable.replace_text(path, "".join(lines))
+    except OSError as error:
+        raise SaveError(f"{str(path)!r} cannot be written: {error}") from error
+    return path
 
 
 def _replace(path: Path, text: str) -> None:
     """Write a whole file so that a reader never sees half of it."""
-    temporary = path.with_name(path.name + ".tmp")
     try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
+        durable.replace_text(path, text)
     except OSError as error:
-        raise OutputError(f"{str(path)!r} cannot be written: {error}") from error
+        raise SaveError(f"{str(path)!r} cannot be written: {error}") from error
 
 
 def plain(value: Any) -> Any:

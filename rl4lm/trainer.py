@@ -5,8 +5,9 @@ What a step does is in `learner.py`; this file keeps the files, the screen and t
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from importlib.metadata import version
@@ -17,21 +18,33 @@ import torch
 from torch import Tensor
 
 from rl4lm.assembly import Task, assemble_policy, assemble_task, end_rule
-from rl4lm.checkpoint import checkpoint_path, save_weights
+from rl4lm.checkpoint import save_weights
 from rl4lm.config import OPTIONS, ReinforceConfig
 from rl4lm.console import Screen
 from rl4lm.diagnostics import gap_is_suspicious
-from rl4lm.errors import ConfigError
+from rl4lm.errors import RewardError, RewardFailedError, SaveError, Stopped, TrainingError
 from rl4lm.evaluate import evaluate
-from rl4lm.learner import Learner
+from rl4lm.learner import NON_FINITE_LIMIT, Learner
 from rl4lm.metrics import peak_memory_bytes
 from rl4lm.preparing import describe
 from rl4lm.provenance import given_in_python, layout
-from rl4lm.refusals import unknown_option
+from rl4lm.resume import Start, check_output, find_start
 from rl4lm.reward_lookup import Reward
-from rl4lm.tracking import RunDirectory, check_run_directory, prepare_run_directory
+from rl4lm.rules.diagnosis import Watch
+from rl4lm.saving import Checkpoints, unsaved
+from rl4lm.stopping import StopRequest
+from rl4lm.tracking import (
+    RunDirectory,
+    checkpoints,
+    prepare_run_directory,
+    reopen_run_directory,
+    write_unscored,
+)
 from rl4lm.types import Rollout, StepStats, TrainState
 from rl4lm.world import World
+
+# Findings about a single step, which the screen speaks of as soon as it has happened.
+_SAID_AT_ONCE = frozenset({"sampler_gap", "skipped_updates", "gradient_not_finite"})
 
 
 class Callback(Protocol):
@@ -83,7 +96,7 @@ class ReinforceTrainer:
         self.world = World()
         self.world.use_threads(config.torch_threads)
         self.world.share(config.prompts_per_step, "prompts_per_step")
-        self._check_output()
+        check_output(config)
         self.screen = screen or Screen(logging_steps=config.logging_steps)
         self.screen.only_if(self.world.is_main)
         self.task: Task = assemble_task(config, _listed(reward_funcs), train_dataset, eval_dataset)
@@ -93,6 +106,14 @@ class ReinforceTrainer:
         )
         self._ends = end_rule(config, self.policy)
         self.learner = Learner(config, self.policy, self.task, self._ends, self.world)
+        self._checkpoints = Checkpoints(
+            config, self.policy, self.learner, self.world, len(self.task.train)
+        )
+        self._start = Start()
+        self._watch = Watch(config.to_dict(), {"device": str(self.world.device)})
+        self._before: dict[str, float] = {}  # the evaluation before the first step
+        self._seconds = 0.0  # of training, evaluations left out
+        self._evaluations = 0  # lines of eval.jsonl
         self._callbacks = list(callbacks or [])
         self._given = given_in_python(
             model=model,
@@ -127,31 +148,55 @@ class ReinforceTrainer:
         """
         return self.learner.gradient(rollout, advantages)
 
-    def train(self, resume_from_checkpoint: None = None) -> dict[str, Any]:
+    def train(self, resume_from_checkpoint: str | bool | None = None) -> dict[str, Any]:
         """Evaluate, train, evaluate again, and save.
 
         Args:
-            resume_from_checkpoint: must be None; resuming is not in this version.
+            resume_from_checkpoint: the folder of a checkpoint, or True for the newest complete one
+                of the output directory; None means ``args.resume_from_checkpoint``.
 
         Returns:
             What ``summary.json`` holds: ``eval_before`` and ``eval_after`` (metric -> value),
             ``steps``, ``samples``, ``tokens``, ``train_seconds``, ``peak_memory_bytes``, ``seed``,
             ``version`` and more.
+
+        Raises:
+            Rl4lmError: one of its kinds, for what cannot be used or goes wrong.
+            Stopped: Ctrl-C or SIGTERM; the step in hand was finished and a checkpoint saved.
         """
-        if resume_from_checkpoint is not None:
-            raise ConfigError(unknown_option("resume_from_checkpoint", ()))
-        before = self.evaluate()
-        self._record_evaluation("before training", before)
-        seconds = self._loop()
-        after = self.evaluate()
-        self._record_evaluation("after training", after)
-        summary = self._summary(before, after, seconds)
+        with self.task.judges.scorer:  # the processes of rewards end with the run
+            return self._train(find_start(self.config, resume_from_checkpoint))
+
+    def _train(self, start: Start) -> dict[str, Any]:
+        self._begin(start)
+        if self._start.checkpoint is None:
+            self._before = self.evaluate()
+            self._record_evaluation("before training", self._before)
+        self._loop()
         if self._directory is not None:
             save_weights(self.policy, self._directory.path / "model")
+        after = self.evaluate()
+        self._record_evaluation("after training", after)
+        summary = self._summary(self._before, after)
+        if self._directory is not None:
+            self._directory.settle()
             self._directory.write_summary(summary)
         self._show_result(summary)
         self.world.wait()
         return summary
+
+    def _begin(self, start: Start) -> None:
+        """Stand where the run is to begin; nothing is written yet."""
+        self._start = start
+        self.world.wait()  # so that no process sees what another has begun to write
+        for note in start.notes:
+            self.screen.warn(note)
+        if start.checkpoint is None:
+            return
+        run = self._checkpoints.restore(start)
+        self._before, self._seconds = run["eval_before"], run["train_seconds"]
+        self._evaluations = run["evaluations"] if start.in_place else 0
+        self.screen.note(f"resumed from {start.checkpoint}, after step {self.state.step}")
 
     def evaluate(self) -> dict[str, float]:
         """Greedy completions of the held-out prompts, scored; empty where evaluation is off."""
@@ -169,37 +214,107 @@ class ReinforceTrainer:
             world=self.world,
         )
 
-    def _loop(self) -> float:
-        """The steps of the run; returns the seconds spent in them, evaluations left out."""
-        config, started, evaluating = self.config, time.monotonic(), 0.0
+    def _loop(self) -> None:
+        """The steps of the run."""
+        config = self.config
         self.screen.start(self.state.step, config.max_steps)
         try:
-            while self.state.step < config.max_steps:
-                stats = self.learner.step()
-                self._record_step(stats)
-                self._save(stats.step)
-                for callback in self._callbacks:
-                    callback.on_step_end(self.state, stats)
-                if config.eval_steps and stats.step % config.eval_steps == 0:
-                    pause = time.monotonic()
-                    self._record_evaluation(f"at step {stats.step}", self.evaluate())
-                    evaluating += time.monotonic() - pause
-                if self._time_is_up(time.monotonic() - started - evaluating):
-                    break
+            with StopRequest(speaks=self.world.is_main) as stop:
+                while self.state.step < config.max_steps:
+                    began = time.monotonic()
+                    stats = self._step()
+                    self._seconds += time.monotonic() - began
+                    self._after_step(stats)
+                    if self._is_over(stop):
+                        break
         finally:
             self.screen.stop()
-        return time.monotonic() - started - evaluating
 
-    def _time_is_up(self, seconds: float) -> bool:
-        """Whether `max_time` has passed on any process, so that all stop after the same step."""
-        if self.config.max_time is None:
-            return False
-        return bool(self.world.gather(torch.tensor([seconds])).max() >= self.config.max_time)
+    def _step(self) -> StepStats:
+        """One step; what a reward failed on is kept."""
+        tokens = self.learner.backward.max_tokens
+        try:
+            stats = self.learner.step()
+        except (RewardError, RewardFailedError) as error:
+            raise self._with_unscored(error) from error.__cause__
+        if self.learner.backward.max_tokens < tokens:
+            self.screen.warn(
+                f"step {stats.step}: out of memory in the training pass; the step was made again "
+                f"with micro-batches of {self.learner.backward.max_tokens} tokens instead of "
+                f"{tokens}, and so will all later ones"
+            )
+        return stats
 
-    def _check_output(self) -> None:
-        if self.config.output_dir is not None:
-            check_run_directory(Path(self.config.output_dir), self.config.overwrite_output_dir)
-        self.world.wait()  # so that no process sees what another has begun to write
+    def _with_unscored(self, error: RewardError | RewardFailedError) -> Exception:
+        """The error, after its completions were written where they can be scored again."""
+        if self.config.output_dir is None or not error.sampled:
+            return error
+        step, rank = self.state.step + 1, self.world.rank
+        path = write_unscored(Path(self.config.output_dir), step, rank, error.sampled)
+        return type(error)(
+            f"{error}\nthe completions of step {step} are kept: rl4lm score --reward NAME --data "
+            f"{path} asks the reward about them again"
+        )
+
+    def _after_step(self, stats: StepStats) -> None:
+        """Log a finished step, tell whoever listens, evaluate and save where that is due."""
+        self._record_step(stats)
+        for callback in self._callbacks:
+            callback.on_step_end(self.state, stats)
+        if self.config.eval_steps and stats.step % self.config.eval_steps == 0:
+            self._record_evaluation(f"at step {stats.step}", self.evaluate())
+        finite = math.isfinite(stats.metrics["grad_norm"] or 0.0)
+        # The step changed nothing: from the checkpoint after it, it can be looked at again.
+        if self._checkpoints.due(stats.step) or (not finite and self.learner.non_finite == 1):
+            self._save()
+        if self.learner.non_finite >= NON_FINITE_LIMIT:
+            raise TrainingError(
+                f"the gradient was not finite for {NON_FINITE_LIMIT} steps in a row; lower the "
+                "learning rate or the precision's risk (dtype float32), and look at the rewards; "
+                f"their completions are in completions/, from step "
+                f"{stats.step - NON_FINITE_LIMIT + 1} on"
+            )
+
+    def _is_over(self, stop: StopRequest) -> bool:
+        """Whether the time is up; on all processes alike, as for a signal that any has received.
+
+        Raises:
+            Stopped: there was a signal; says what was saved.
+        """
+        mine = torch.tensor([[self._seconds, float(stop.number)]], dtype=torch.float64)
+        seconds, number = self.world.gather(mine).amax(dim=0).tolist()
+        if number:
+            raise Stopped(int(number), self._last_words())
+        return self.config.max_time is not None and seconds >= self.config.max_time
+
+    def _last_words(self) -> str:
+        """Save, and say how to go on."""
+        done = f"after step {self.state.step} of {self.config.max_steps}"
+        path = self._save()
+        if path is None:
+            return f"{done}; nothing is saved"
+        return (
+            f"{done}; saved in {path}: the same command with --resume_from_checkpoint true goes on "
+            "from there"
+        )
+
+    def _save(self) -> Path | None:
+        """Write a checkpoint; returns it, or None where there is none or it could not be written.
+
+        A full disk ends no run: what was saved before stays, and the next save tries again.
+        """
+        run = {
+            "eval_before": self._before,
+            "train_seconds": self._seconds,
+            "evaluations": self._evaluations,
+        }
+        try:
+            return self._checkpoints.save(self._directory, run)
+        except SaveError as error:
+            assert self._directory is not None
+            saved = list(checkpoints(self._directory.path).values())
+            self.screen.warn(unsaved(error, saved[-1] if saved else None))
+            return None
 
     @cached_property
     def _directory(self) -> RunDirectory | None:
@@ -210,7 +325,12 @@ class ReinforceTrainer:
         """
         if self.config.output_dir is None or not self.world.is_main:
             return None
-        directory = prepare_run_directory(Path(self.config.output_dir))
+        path = Path(self.config.output_dir)
+        trouble: Callable[[str], None] = self.screen.trouble
+        if self._start.in_place:
+            directory = reopen_run_directory(path, self._start.step, self._evaluations, trouble)
+        else:
+            directory = prepare_run_directory(path, trouble)
         directory.write_config(self.config.to_dict(), {**layout(self.world), **self._given})
         return directory
 
@@ -230,21 +350,18 @@ class ReinforceTrainer:
         dtype = self.policy.compute_dtype
         if gap_is_suspicious(stats.metrics, dtype):
             self.screen.gap(stats.step, stats.metrics, str(dtype).removeprefix("torch."))
-
-    def _save(self, step: int) -> None:
-        """Write a checkpoint where one is due; between samplings only, as a start needs."""
-        every, window = self.config.save_steps, self.config.num_iterations
-        if not every or step % window or step // every == (step - window) // every:
-            return
-        if self._directory is not None:
-            path = checkpoint_path(self._directory.path, step)
-            save_weights(self.policy, path, self.learner.state_dict())
+        if self.world.is_main:
+            for finding in self._watch.observe(stats.metrics, rows):
+                if finding.name not in _SAID_AT_ONCE:
+                    self.screen.warn(f"step {stats.step}: {finding.in_words()}")
 
     def _record_evaluation(self, when: str, metrics: dict[str, float]) -> None:
         if not metrics:
             return
-        if self._directory is not None:
+        if self._directory is not None:  # before counting: it may cut back what was logged
             self._directory.log_eval({"step": self.state.step, **metrics})
+        self._evaluations += 1
+        self._checkpoints.note_evaluation(self.state.step, metrics)
         self.screen.evaluation(when, metrics)
 
     def _introduce(self, notes: Sequence[str]) -> None:
@@ -257,8 +374,7 @@ class ReinforceTrainer:
             f"process{'es' if self.world.size > 1 else ''} on {self.world.device.type}, "
             f"{threads} thread{'s' if threads > 1 else ''}"
         )
-        names = ", ".join(self.task.judges.scorer.names)
-        self.screen.note(f"rewards: {names}; called in this process, without a time limit")
+        self.screen.note(f"rewards: {self.task.judges.scorer.describe()}")
         named = self.config.reward_funcs != OPTIONS["reward_funcs"].default
         if named and "reward_funcs given in Python" in self._given:
             self.screen.warn("reward_funcs of the configuration is not used: functions were given")
@@ -267,12 +383,10 @@ class ReinforceTrainer:
                 f"there is no split {self.config.dataset_test_split!r}: before and after are "
                 "measured on training prompts"
             )
-        for note in notes:
+        for note in [*self.task.notes, *notes]:
             self.screen.note(note)
 
-    def _summary(
-        self, before: dict[str, float], after: dict[str, float], seconds: float
-    ) -> dict[str, Any]:
+    def _summary(self, before: dict[str, float], after: dict[str, float]) -> dict[str, Any]:
         state = self.state
         peaks = self.world.gather(torch.tensor([peak_memory_bytes(self.world.device)]))
         return {
@@ -283,7 +397,7 @@ class ReinforceTrainer:
             "skipped_steps": state.skipped_steps,
             "samples": state.samples,
             "tokens": state.tokens,
-            "train_seconds": seconds,
+            "train_seconds": self._seconds,
             "peak_memory_bytes": int(peaks.max()),
             "seed": self.config.seed,
             "processes": self.world.size,

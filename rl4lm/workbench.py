@@ -84,7 +84,8 @@ def score_rows(rows: Sequence[Row], name: str) -> list[dict[str, Any]]:
     ]
     texts = [_text(row["completion"]) for row in rows]
     ids = [row.get("completion_ids") or [] for row in rows]  # a run's own log has them
-    scores = Scorer(rewards, [1.0])(examples, texts, ids, RewardContext(0, 0, 0))
+    with Scorer(rewards, [1.0]) as scorer:
+        scores = scorer(examples, texts, ids, RewardContext(0, 0, 0))
     details = scores.extra.get("detail", [None] * len(rows))
     values = zip(scores.rewards.flatten().tolist(), scores.valid.flatten().tolist(), strict=True)
     return [

@@ -175,7 +175,8 @@ def test_an_option_that_is_not_offered_is_answered_with_the_reason(name):
         ("lora_dropout", "sampled and the differentiated policy differ"),
         ("gradient_accumulation_steps", "max_tokens_per_micro_batch"),
         ("num_train_epochs", "max_steps"),
-        ("save_total_limit", "not in this version"),
+        ("report_to", "not in this version"),
+        ("save_strategy", "save_steps"),
         ("kl_coef", "called beta"),
         ("gradient_checkpointing", "activation_checkpointing"),
         ("bf16", "dtype"),
@@ -285,7 +286,6 @@ def test_reading_a_configuration_loads_no_slow_library():
         ("lora_dropout", 0.0),
         ("report_to", "none"),
         ("push_to_hub", False),
-        ("resume_from_checkpoint", None),
     ],
 )
 def test_an_option_that_is_not_offered_may_be_switched_off(name, value):
@@ -367,3 +367,18 @@ def test_the_ratio_is_clipped_where_there_are_several_steps_or_a_range_is_named(
 )
 def test_an_estimator_beyond_its_range_is_refused(name, value):
     assert refusal(**{name: value}).startswith(f"{name}: {value!r} given, expected ")
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        (True, "true"),
+        ("true", "true"),
+        (False, None),
+        ("false", None),
+        (None, None),
+        ("a/b", "a/b"),
+    ],
+)
+def test_resuming_takes_a_folder_or_a_flag(given, kept):
+    assert ReinforceConfig(resume_from_checkpoint=given).resume_from_checkpoint == kept

@@ -445,8 +445,10 @@ def batch_length(completions, **columns):
 
 
 STUCK = """
-import threading, time
+import time
 from rewards import per_sample
+
+called = []
 
 def hang():
     open("called", "w").close()
@@ -454,8 +456,9 @@ def hang():
 
 @per_sample
 def alone(completion):
+    called.append(completion)
     time.sleep(0.01)
-    return 0.0 if threading.current_thread() is threading.main_thread() else hang()
+    return 0.0 if len(called) <= 16 else hang()  # 16 in the first step; others come early
 
 async def awaited(completions, **columns):
     return hang()
@@ -489,6 +492,8 @@ def test_a_reward_that_hangs_does_not_keep_a_run_from_stopping(function, number,
             assert process.poll() is None, process.communicate()[1]
             time.sleep(0.1)
         time.sleep(0.5)  # so that sampling is over, and the run waits for the reward
+        process.send_signal(number)  # lets the step end, which it does after the time limit
+        time.sleep(0.2)
         process.send_signal(number)
         _, err = process.communicate(timeout=30)
     finally:

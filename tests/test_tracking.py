@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
-import os
+import tempfile
+from pathlib import Path
 
 import pytest
 import yaml
 
-from rl4lm.errors import OutputError
-from rl4lm.tracking import check_run_directory, holds_a_run, prepare_run_directory
+from rl4lm.errors import OutputError, SaveError
+from rl4lm.tracking import (
+    check_run_directory,
+    holds_a_run,
+    prepare_run_directory,
+    reopen_run_directory,
+    write_unscored,
+)
 
 
 def lines(path):
@@ -20,7 +28,7 @@ def lines(path):
 @pytest.fixture
 def run(tmp_path):
     """A finished run's directory with a file in it that no run wrote."""
-    directory = prepare_run_directory(tmp_path / "deep" / "run")
+    directory = prepare_run_directory(tmp_path / "deep" / "run", pytest.fail)
     directory.write_config({"seed": 3, "stop_strings": ["é"]}, {"processes": 2})
     directory.log_step({"step": 1, "reward": 0.5})
     directory.log_completions(1, [{"completion": "é"}])
@@ -32,7 +40,8 @@ def run(tmp_path):
 def test_the_configuration_reads_back_with_the_layout_as_comments(run):
     text = (run.path / "config.yaml").read_text(encoding="utf-8")
     assert text.startswith("# processes: 2\n")
-    assert yaml.safe_load(text) == {"seed": 3, "stop_strings": ["é"]}
+    again = {"resume_from_checkpoint": None, "resume_anyway": False}
+    assert yaml.safe_load(text) == {"seed": 3, "stop_strings": ["é"], **again}
 
 
 def test_lines_are_on_disk_as_soon_as_they_are_written(run):
@@ -60,7 +69,7 @@ def test_what_json_cannot_say_is_null(run):
 
 def test_a_new_run_replaces_the_files_of_a_run_and_nothing_else(run):
     run.log_completions(7, [{}])
-    prepare_run_directory(run.path)
+    prepare_run_directory(run.path, pytest.fail)
     left = sorted(p.name for p in run.path.rglob("*"))
     assert left == ["completions", "notes.txt"]
     assert (run.path / "notes.txt").read_text() == "mine"
@@ -89,15 +98,75 @@ def test_a_place_where_nothing_can_be_made_is_refused(tmp_path, monkeypatch):
         check_run_directory(file, overwrite=True)
     with pytest.raises(OutputError, match=f"cannot be made: {file} is a file"):
         check_run_directory(file / "below" / "run", overwrite=False)
-    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)
+
+    def refuses(*args, **kwargs):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuses)
     with pytest.raises(OutputError, match=f"{tmp_path} is not writable"):
         check_run_directory(tmp_path / "run", overwrite=False)
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
 def test_a_relative_directory_is_looked_at_from_where_one_is(tmp_path, monkeypatch):
-    from pathlib import Path
-
     monkeypatch.chdir(tmp_path)
     check_run_directory(Path("runs/first"), overwrite=False)
     assert not (tmp_path / "runs").exists()
+
+
+class FullDisk:
+    """A disk with room for nothing, for as long as it is full."""
+
+    def __init__(self, monkeypatch):
+        self.full, self._open = True, Path.open
+        monkeypatch.setattr(Path, "open", lambda path, *a, **k: self._opened(path, *a, **k))
+
+    def _opened(self, path, mode="r", *args, **kwargs):
+        file = self._open(path, mode, *args, **kwargs)
+        if self.full and mode == "a":
+            file.write('{"half a')  # as much as there was room for
+            file.close()
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return file
+
+
+def test_lines_wait_while_the_disk_is_full_and_none_is_lost_or_cut(tmp_path, monkeypatch):
+    said = []
+    run = prepare_run_directory(tmp_path / "run", said.append)
+    run.log_step({"step": 1})
+    disk = FullDisk(monkeypatch)
+    run.log_step({"step": 2})
+    run.log_step({"step": 3})
+    assert lines(run.path / "metrics.jsonl") == [{"step": 1}]
+    assert len(said) == 2
+    assert "No space left on device" in said[0]
+    assert "wait in memory" in said[0]
+    with pytest.raises(SaveError, match=r"2 lines of .*metrics.jsonl' cannot be written"):
+        run.settle()
+    disk.full = False
+    run.log_step({"step": 4})
+    assert lines(run.path / "metrics.jsonl") == [{"step": k} for k in (1, 2, 3, 4)]
+    run.settle()
+
+
+def test_a_run_goes_on_from_a_step_and_later_traces_are_gone(run):
+    for k in (2, 3):
+        run.log_step({"step": k})
+        run.log_completions(k, [{"a": k}])
+    write_unscored(run.path, 3, 0, [{"prompt": "a"}])
+    for name in ("checkpoint-000002", "checkpoint-000003", "checkpoint-000004.partial"):
+        (run.path / name).mkdir()
+    (run.path / "summary.json").write_text("{}")
+    for k in (0, 2, 3, 3):
+        run.log_eval({"step": k})
+    reopen_run_directory(run.path, 2, 3, pytest.fail).log_step({"step": 3, "again": True})
+    assert [row["step"] for row in lines(run.path / "eval.jsonl")] == [0, 2, 3]
+    assert [row["step"] for row in lines(run.path / "metrics.jsonl")] == [1, 2, 3]
+    pages = sorted(path.name for path in (run.path / "completions").iterdir())
+    assert pages == ["step-000001.jsonl", "step-000002.jsonl"]
+    left = {path.name for path in run.path.iterdir()}
+    assert "checkpoint-000002" in left
+    assert "checkpoint-000003.superseded" in left
+    assert not left & {"checkpoint-000003", "checkpoint-000004.partial", "summary.json"}
+    assert not list(run.path.glob("unscored/*"))
+    assert (run.path / "notes.txt").exists()

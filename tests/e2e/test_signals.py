@@ -14,7 +14,7 @@ import pytest
 REWARD = """
 import os, signal
 def stops(completions, **kwargs):
-    os.kill(os.getpid(), signal.{name})
+    os.kill(os.getppid(), signal.{name})  # the run, whose child the process of a reward is
     return [0.0] * len(completions)
 async def stops_while_awaited(completions, **kwargs):
     return stops(completions)
@@ -84,4 +84,36 @@ def test_a_signal_that_arrives_in_a_reward_is_not_the_rewards_failure(
     )
     assert done.returncode == code, done.stderr
     assert word in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+IN_PROCESS = """
+import os, signal, sys
+from rl4lm import ReinforceConfig, ReinforceTrainer
+from rl4lm.cli import run
+
+def stops(completions, **kwargs):
+    os.kill(os.getpid(), signal.SIGTERM)
+    return [0.0] * len(completions)
+
+def main():
+    config = ReinforceConfig(output_dir="run", prompts_per_step=4, max_steps=9, eval_samples=4)
+    ReinforceTrainer(reward_funcs=stops, args=config).train()
+
+sys.exit(run(main))
+"""
+
+
+@pytest.mark.timeout(120)
+def test_nor_is_it_the_failure_of_a_function_in_the_runs_own_process(tmp_path):
+    (tmp_path / "mine.py").write_text(IN_PROCESS)
+    done = subprocess.run(
+        [sys.executable, "mine.py"],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        encoding="utf-8",
+    )
+    assert done.returncode == 143, done.stderr
+    assert "terminated" in done.stderr
     assert "Traceback" not in done.stderr

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from rl4lm import ReinforceTrainer, Rollout, losses, microbatch, objective, policy
 from rl4lm.console import Screen
-from rl4lm.errors import TrainingError
 from rl4lm.types import StepStats
 
 TIGHT = 1e-10  # on the norm of the difference and on the ratio of norms, float64
@@ -289,9 +288,8 @@ def test_a_gradient_that_is_not_finite_touches_nothing_and_is_not_carried_on(
     monkeypatch.setattr(
         policy, "tiled_gradient", lambda h, *rest: (tiled(h, *rest)[0], h.detach() * math.nan)
     )
-    run.step(), run.step()
-    with pytest.raises(TrainingError, match="not finite for 3 steps in a row"):
-        run.step()
+    run.step(), run.step(), run.step()
+    assert run.learner.non_finite == 3  # after which a run stops: tests/e2e/test_resume.py
 
 
 def test_every_token_of_a_step_weighs_its_advantage_over_the_completions(tiny, monkeypatch, kit):

@@ -1,0 +1,180 @@
+"""Where a run begins: fresh, or from which checkpoint; and whether it may go on from there.
+
+Imports no torch, so that what is refused is refused at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rl4lm import durable
+from rl4lm.config import ReinforceConfig
+from rl4lm.errors import ConfigError, DataError, OutputError
+from rl4lm.tracking import check_run_directory, checkpoints, holds_a_run
+
+NEWEST = "true"  # the value of resume_from_checkpoint that asks for the newest one
+
+# Options that change neither what is drawn nor what is learned: they may differ after a resume.
+_FREE = frozenset(
+    {"output_dir", "overwrite_output_dir", "resume_from_checkpoint", "resume_anyway"}
+    | {"save_steps", "save_total_limit", "eval_steps", "eval_samples", "max_time"}
+    | {"logging_steps", "sample_table_steps", "reward_timeout_s", "on_reward_error"}
+    | {"trust_remote_code", "accuracy_func"}
+)
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a run begins."""
+
+    checkpoint: Path | None = None  # None = at step 0
+    facts: Mapping[str, Any] | None = None  # of the checkpoint's manifest
+    in_place: bool = False  # the checkpoint is one of the output directory's own
+    clears: bool = False  # what the output directory holds may go
+    notes: tuple[str, ...] = ()  # for the screen
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps that are done at the start."""
+        return 0 if self.facts is None else int(self.facts["step"])
+
+
+def check_output(config: ReinforceConfig) -> None:
+    """Refuse an output directory that no start of a run could use, before anything is read.
+
+    One that holds an unfinished run or checkpoints may be meant to be resumed, as `find_start`
+    decides when the run begins.
+
+    Raises:
+        OutputError: it cannot be written, or holds a run that nobody said may go.
+    """
+    if config.output_dir is not None:
+        output = Path(config.output_dir)
+        unfinished = not _holds_results(output)
+        resumable = bool(config.resume_from_checkpoint or unfinished or checkpoints(output))
+        check_run_directory(output, config.overwrite_output_dir or resumable)
+
+
+def find_start(
+    config: ReinforceConfig, asked: str | bool | None = None, thorough: bool = True
+) -> Start:
+    """Decide where a run begins, and refuse what cannot be meant; nothing is changed.
+
+    Args:
+        config: names the output directory, and the checkpoint unless `asked` does.
+        asked: ``resume_from_checkpoint`` of the call; None leaves it to `config`.
+        thorough: read the files of checkpoints, which may be large, and not only their sizes.
+
+    Raises:
+        OutputError: the output directory holds a run that nobody said may go, or cannot be written.
+        DataError: the checkpoint that was named is none, or is damaged.
+        ConfigError: the newest one was asked for and there is no output directory, or an option
+            differs from the checkpoint's.
+    """
+    resume = config.resume_from_checkpoint if asked is None else _as_text(asked)
+    output = None if config.output_dir is None else Path(config.output_dir)
+    if resume is None:
+        return _fresh(output, config.overwrite_output_dir)
+    if resume == NEWEST:
+        start = _newest(output, thorough)
+    else:
+        start = _named(Path(resume), output, thorough)
+    if start.checkpoint is None:
+        return start
+    assert start.facts is not None
+    if not config.resume_anyway:
+        _check_options(config, start.facts, start.checkpoint)
+    if output is not None and not start.in_place:
+        check_run_directory(output, config.overwrite_output_dir)
+    return start
+
+
+def _as_text(asked: str | bool) -> str | None:
+    if isinstance(asked, bool):
+        return NEWEST if asked else None
+    return asked
+
+
+def _fresh(output: Path | None, overwrite: bool) -> Start:
+    if output is not None:
+        check_run_directory(output, overwrite)
+    return Start(clears=True)
+
+
+def _newest(output: Path | None, thorough: bool) -> Start:
+    """The newest complete checkpoint of the output directory, or a fresh start."""
+    if output is None:
+        raise ConfigError(
+            "resume_from_checkpoint=true looks for checkpoints in output_dir, which is not set; "
+            "name the output directory, or the checkpoint itself"
+        )
+    check_run_directory(output, overwrite=True)
+    notes = []
+    for path in reversed(list(checkpoints(output).values())):
+        try:
+            facts = durable.read_sealed(path, thorough)
+        except durable.DamagedError as error:
+            notes.append(f"{path.name} is passed over: {error}")
+            continue
+        return Start(path, facts, in_place=True, notes=tuple(notes))
+    if _holds_results(output):
+        raise OutputError(
+            f"{str(output)!r} holds a finished run and no complete checkpoint to go on from"
+            f"{_listed(notes)}; train on from its weights with --model_name_or_path "
+            f"{output / 'model'} and another output_dir, or pass --overwrite_output_dir alone"
+        )
+    if holds_a_run(output):
+        notes.append("there is no complete checkpoint yet, so that the run starts over")
+    return Start(clears=True, notes=tuple(notes))
+
+
+def _holds_results(output: Path) -> bool:
+    return (output / "summary.json").exists() or (output / "model").exists()
+
+
+def _named(path: Path, output: Path | None, thorough: bool) -> Start:
+    """A checkpoint by its folder."""
+    if not path.is_dir():
+        raise DataError(
+            f"resume_from_checkpoint: there is no folder {str(path)!r}{_nearby(path.parent)}; name "
+            "a folder checkpoint-NNNNNN of a run, or true for the newest one in output_dir"
+        )
+    try:
+        facts = durable.read_sealed(path, thorough)
+    except durable.DamagedError as error:
+        raise DataError(
+            f"the checkpoint {str(path)!r} cannot be used: {error}{_nearby(path.parent)}; name "
+            "another one, or true for the newest complete one in output_dir"
+        ) from error
+    in_place = output is not None and path.absolute().parent == output.absolute()
+    return Start(path, facts, in_place=in_place)
+
+
+def _nearby(run: Path) -> str:
+    names = [path.name for path in checkpoints(run).values()] if run.is_dir() else []
+    return f" (there are: {', '.join(names)})" if names else ""
+
+
+def _listed(notes: list[str]) -> str:
+    return f" ({'; '.join(notes)})" if notes else ""
+
+
+def _check_options(config: ReinforceConfig, facts: Mapping[str, Any], checkpoint: Path) -> None:
+    """Refuse options that make another run of it."""
+    differing = list(_differences(config.to_dict(), facts.get("config", {})))
+    if differing:
+        listed = "\n".join(f"  {line}" for line in differing)
+        raise ConfigError(
+            f"{checkpoint.name} was saved by a run with other options:\n{listed}\n"
+            "give the options of that run again, or pass --resume_anyway to go on with these"
+        )
+
+
+def _differences(now: Mapping[str, Any], then: Mapping[str, Any]) -> Iterator[str]:
+    for name, value in now.items():
+        # An option that the checkpoint's version did not know had its default then.
+        if name not in _FREE and name in then and then[name] != value:
+            yield f"{name}: {then[name]} in the checkpoint, {value} now"
