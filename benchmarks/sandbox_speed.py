@@ -21,9 +21,9 @@ from typing import Any
 
 from measuring import RESULTS, machine, machine_line, summary, write_results
 
-from rewards.judging import Submission, judge
+from rewards.grading.judging import Submission, judge
+from rewards.grading.task_forms import Task, read_task
 from rewards.sandbox import Sandbox
-from rewards.task_forms import Task, read_task
 
 TESTS = 8
 ASKED = 200  # answers of the kind `call` per second of one free core

@@ -1,12 +1,12 @@
 """Rewards for programs: a completion is run in the sandbox, on tests.
 
-    unit_tests    a column `tests` in the form of `rewards.task_forms`
+    unit_tests    a column `tests` in the form of `rewards.grading.task_forms`
     humaneval     the columns of HumanEval: `test`, `entry_point`, and the prompts
     mbpp          the columns of MBPP: `test_list`, and `test_setup_code` where there is one
 
 Each gives 1.0 where every test passes and else 0.0, and says through `log_extra("detail", ...)` how
 a completion failed. A program that hangs, dies or prints without end has failed.
-`rewards.extraction` says which part of a completion is the program.
+`rewards.grading.extraction` says which part of a completion is the program.
 
 `unit_tests_share`, `humaneval_share` and `mbpp_share` give the share of the tests that pass (of the
 asserts, where the tests are code). That is a denser signal, and one that is easily gamed: a
@@ -17,15 +17,26 @@ What a test needs beyond plain data (see `rewards.sandbox.values`) cannot be jud
 an argument, an object of a class, the identity of a result. `unit_tests.unfit(columns)` tells for
 each row why not, or None where it can; calling a reward with such a row is a `ValueError`. A
 sandbox that does not work on this machine is a `SandboxUnavailable`, never a score.
+
+A run may take 5 s and 512 MiB (see `rewards.sandbox.Limits`). `with_limits` makes the same reward
+with other limits, for a file of your own:
+
+    from rewards.programs import unit_tests, with_limits
+    from rewards.sandbox import Limits
+
+    patient_tests = with_limits(unit_tests, Limits(seconds=20, memory_bytes=1 << 30))
+
+and its name is then `path/to/file.py:patient_tests`.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, cast
 
-from rewards.program_batches import LogExtra, batch_rows, scores
-from rewards.row_tasks import (
+from rewards.grading.program_batches import LogExtra, batch_rows, scores
+from rewards.grading.row_tasks import (
     Row,
     RowTask,
     humaneval_row,
@@ -33,8 +44,13 @@ from rewards.row_tasks import (
     unfit_reasons,
     unit_tests_row,
 )
+from rewards.grading.shared_sandbox import Settings, sandbox_settings
+from rewards.sandbox import Limits
+from rewards.sandbox.pool import Isolation
 
 Columns = Mapping[str, Sequence[Any]]
+
+_RUNS = 20  # of a completion, and more than most have: one per test where programs read and print
 
 
 class ProgramReward(Protocol):
@@ -42,6 +58,7 @@ class ProgramReward(Protocol):
 
     __name__: str
     per_sample: bool
+    seconds_per_sample: float  # that the sandbox leaves a completion at most, whoever waits for it
     unfit: Callable[[Columns], list[str | None]]
 
     def __call__(self, *, completions: Sequence[Any], **columns: Any) -> list[float]:
@@ -61,6 +78,7 @@ def _program_reward(
 
         reward = cast(ProgramReward, function)
         reward.per_sample = True
+        reward.seconds_per_sample = _RUNS * Limits().seconds
         reward.unfit = unfit
         return reward
 
@@ -80,7 +98,7 @@ def unit_tests(
 
     Args:
         completions: texts, or lists of messages.
-        tests: for each row an object of the form of `rewards.task_forms`, or its JSON text.
+        tests: for each row an object of the form of `rewards.grading.task_forms`, or its JSON text.
         prompts: where a prompt is code that begins the function, the completion goes on from it.
         log_extra: gets `detail`, a text for each completion.
         columns: what else the data has; not looked at.
@@ -178,3 +196,28 @@ def mbpp_share(
     setup = {"test_setup_code": test_setup_code, "test_imports": test_imports}
     rows = batch_rows(completions, prompts, test_list=test_list, **setup)
     return scores("mbpp_share", mbpp_row, rows, completions, log_extra, share=True)
+
+
+def with_limits(
+    reward: ProgramReward,
+    limits: Limits = Limits(),  # noqa: B008 - frozen
+    isolation: Isolation = "sandbox",
+) -> ProgramReward:
+    """The same reward with other limits of a run.
+
+    Args:
+        reward: one of this module.
+        limits: of every run; a program that reads and prints is run once for each test.
+        isolation: "container" where this whole process is in a throw-away container already, and
+            the machine cannot confine programs further; see `rewards.sandbox.Sandbox`.
+    """
+    settings = Settings(limits, isolation)
+
+    @functools.wraps(reward)
+    def limited(*, completions: Sequence[Any], **columns: Any) -> list[float]:
+        with sandbox_settings(settings):
+            return reward(completions=completions, **columns)
+
+    result = cast(ProgramReward, limited)
+    result.seconds_per_sample = _RUNS * limits.seconds
+    return result

@@ -23,7 +23,9 @@ it likes. Nothing rests on its not doing so: the expected values and the verdict
 
 from __future__ import annotations
 
+import _sitebuiltins
 import atexit
+import builtins
 import os
 import sys
 from collections.abc import Callable
@@ -40,6 +42,7 @@ _HIGHEST_DESCRIPTOR = 1023
 def main(rpc_fd: int) -> int:
     """Serve the one job that the socket `rpc_fd` brings, and return the exit status."""
     _open_standard_streams()
+    _add_interactive_builtins()
     channel = Channel(_moved_out_of_the_way(rpc_fd))
     job = channel.receive()
     if job is None:
@@ -75,6 +78,8 @@ def _run_script(job: Frame, channel: Channel) -> int:
     sys.argv = ["program.py"]
     status = _run(chosen(job["programs"], None), module)
     atexit._run_exitfuncs()
+    # What the interpreter does when it ends: files that the program left open are flushed.
+    vars(module).clear()
     try:
         sys.stdout.flush()
     except (OSError, ValueError):
@@ -85,6 +90,7 @@ def _run_script(job: Frame, channel: Channel) -> int:
 def _run(source: str, module: ModuleType) -> int | None:
     """Run a program in a module; None if it came to its end, else the exit status."""
     sys.modules[module.__name__] = module
+    module.__file__ = "program.py"
     try:
         exec(compiled(source, "<program>"), vars(module))
     except SystemExit as error:
@@ -113,12 +119,25 @@ def _builtin_class(error: BaseException) -> str:
 
 
 def _open_standard_streams() -> None:
-    """New text streams, so that neither the locale nor the server's buffers have a say."""
-    sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - the streams stay open
-    sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
-    sys.stderr = open(  # noqa: SIM115
+    """New text streams, so that neither the locale nor the server's buffers have a say.
+
+    Under their second names too: a program that wraps `sys.stdout.buffer` anew drops the first
+    stream, which would close the buffer if nothing else held it.
+    """
+    sys.stdin = sys.__stdin__ = open(0, encoding="utf-8", closefd=False)  # type: ignore[misc]  # noqa: SIM115
+    sys.stdout = sys.__stdout__ = open(  # type: ignore[misc]  # noqa: SIM115
+        1, "w", encoding="utf-8", closefd=False
+    )
+    sys.stderr = sys.__stderr__ = open(  # type: ignore[misc]  # noqa: SIM115
         2, "w", encoding="utf-8", errors="backslashreplace", closefd=False
     )
+
+
+def _add_interactive_builtins() -> None:
+    """`exit` and the like, which programs use and which `site`, switched off here, provides."""
+    for name in ("exit", "quit"):
+        setattr(builtins, name, _sitebuiltins.Quitter(name, "Ctrl-D"))
+    builtins.help = _sitebuiltins._Helper()
 
 
 def _moved_out_of_the_way(descriptor: int) -> int:

@@ -28,7 +28,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from rewards.sandbox import confinement, kernel, namespaces
+from rewards.sandbox import confinement, kernel, namespaces, preloading
 from rewards.sandbox.errors import NOT_CONFINED
 from rewards.sandbox.library import find_library
 from rewards.sandbox.limits import Limits
@@ -36,16 +36,6 @@ from rewards.sandbox.limits import Limits
 CONTROL_AT = RPC_AT = 3
 _LONGEST_MESSAGE = 1 << 16
 _ORPHAN_CHECK_MS = 2000
-# Modules that programs often import, or that others load late, when nothing may be opened any more;
-# loaded once here, shared by every child.
-_PRELOADED = """
-    bisect collections copy dataclasses datetime decimal fractions functools heapq
-    itertools json math operator random re statistics string typing
-    _strptime encodings.ascii encodings.latin_1 encodings.utf_16 unicodedata
-"""
-# Modules that do something when imported, or need what the sandbox does not give.
-_NEVER_IMPORTED = "antigravity ensurepip idlelib lib2to3 test this tkinter turtle turtledemo venv"
-
 Entry = Callable[[int], int]
 
 
@@ -115,22 +105,12 @@ class Server:
             confinement.close_other_descriptors(self.confinement.ruleset)
             # Python reseeds after a fork; here every run starts from the same numbers.
             random.seed(0)
-            _import_all(message["modules"])
+            preloading.import_named(message["modules"])
             self.confinement.apply(int(str(message["cpu"])))
         except (OSError, ValueError):
             traceback.print_exc()
             sys.stderr.flush()
             os.kill(os.getpid(), NOT_CONFINED)
-
-
-def _import_all(names: object) -> None:
-    """Import modules of the standard library that the program will ask for."""
-    roots = sys.stdlib_module_names - set(_NEVER_IMPORTED.split())
-    for name in names if isinstance(names, list) else []:
-        if name.partition(".")[0] in roots:
-            # A name that does not exist is for the program to stumble over.
-            with contextlib.suppress(ImportError):
-                importlib.import_module(name)
 
 
 def _end(pid: int) -> dict[str, object]:
@@ -228,8 +208,7 @@ def main() -> None:
     control = _take_control()
     setup = json.loads(control.recv(_LONGEST_MESSAGE))
     without = frozenset(setup["without"])
-    for name in _PRELOADED.split():
-        importlib.import_module(name)
+    preloading.import_usual()
     entries = {"runner": _load_runner(setup["runner"]), "probes": _load_runner("probes")}
     sys.path_importer_cache.clear()
     _volunteer_for_oom()

@@ -15,8 +15,8 @@ the value of its base class, read by the base class's own methods, so an overrid
 refused.
 
 Both sides of the sandbox use this file: only light modules of the standard library are imported.
-What comes back from a program is read by `rewards.comparison`, not by `decode`: `decode` builds
-sets and dicts, whose keys a hostile sender can choose to collide.
+What comes back from a program is read by `rewards.grading.comparison`, not by `decode`: `decode`
+builds sets and dicts, whose keys a hostile sender can choose to collide.
 """
 
 from __future__ import annotations

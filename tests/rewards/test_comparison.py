@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rewards.comparison import has_nan, matches
-from rewards.frames import BadReply, checked, read_frame
+from rewards.grading.comparison import has_nan, matches
+from rewards.grading.frames import BadReply, checked, read_frame
 from rewards.sandbox.values import MAX_LINE, encode
 
 # Few values, so that equal ones meet.

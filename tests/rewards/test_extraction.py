@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from rewards.extraction import Opening, opening_of, readings, text_of
+from rewards.grading.extraction import Opening, opening_of, readings, text_of
 from rewards.sandbox.choice import chosen
 
 PROMPT = "import math\n\ndef f(x):\n    '''The square.'''\n"

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from rewards.judging import Submission, Verdict, judge
+from rewards.grading.judging import Submission, Verdict, judge
+from rewards.grading.task_forms import CallTask, UnfitTask, read_task
 from rewards.sandbox import Limits, Sandbox
-from rewards.task_forms import CallTask, UnfitTask, read_task
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the sandbox is for Linux")
 

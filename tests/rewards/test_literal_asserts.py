@@ -5,11 +5,11 @@ import sys
 
 import pytest
 
-from rewards import judging
-from rewards.judging import Submission, judge
-from rewards.literal_asserts import as_calls
+from rewards.grading import judging
+from rewards.grading.judging import Submission, judge
+from rewards.grading.literal_asserts import as_calls
+from rewards.grading.task_forms import AssertTask, CallTask, read_task
 from rewards.sandbox import Sandbox
-from rewards.task_forms import AssertTask, CallTask, read_task
 
 
 def task(tests: str, call_check: bool = False, setup: str = "") -> AssertTask:

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 import rewards
-from rewards import program_batches, programs, shared_sandbox
-from rewards.judging import Submission, Verdict
+from rewards import programs
+from rewards.grading import program_batches, shared_sandbox
+from rewards.grading.judging import Submission, Verdict
 from rewards.programs import (
     humaneval,
     humaneval_share,
@@ -215,7 +216,7 @@ def test_a_process_has_one_sandbox_and_a_forked_child_its_own() -> None:
 def test_the_sandbox_ends_with_the_process() -> None:
     code = (
         "from rewards.programs import unit_tests\n"
-        "from rewards.shared_sandbox import shared_sandbox\n"
+        "from rewards.grading.shared_sandbox import shared_sandbox\n"
         f"assert unit_tests(completions=[{RIGHT!r}], tests=[{TESTS!r}]) == [1.0]\n"
         "print([worker.process.pid for worker in shared_sandbox()._workers])\n"
     )

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from rewards.assertions import checked_tests, count_asserts, function_under_test, tallied
-from rewards.row_tasks import humaneval_row, mbpp_row, unit_tests_row
-from rewards.task_forms import AssertTask, CallTask, StdioTask, UnfitTask, read_task
+from rewards.grading.assertions import checked_tests, count_asserts, function_under_test, tallied
+from rewards.grading.row_tasks import humaneval_row, mbpp_row, unit_tests_row
+from rewards.grading.task_forms import AssertTask, CallTask, StdioTask, UnfitTask, read_task
 
 CALL = {"kind": "call", "entry": "f", "tests": [{"args": [1], "expected": 2}]}
 STDIO = {"kind": "stdio", "tests": [{"stdin": "1", "stdout": "2"}]}

@@ -1,0 +1,7 @@
+# task: power
+# reward: 1
+# Numbers of thousands of digits.
+
+
+def power(base, exponent):
+    return base**exponent

@@ -1,0 +1,3 @@
+# task: double
+# reward: 0
+# Nothing: only what the prompt has begun.

@@ -1,0 +1,7 @@
+# task: add
+# reward: 0
+# The digits of the answer.
+
+
+def add(a, b):
+    return str(a + b)
