@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from rl4lm import loading
+from rl4lm.adapters import add_adapter, add_lora
 from rl4lm.config import OPTIONS, ReinforceConfig
 from rl4lm.data import PromptData, from_dataset, load_split
 from rl4lm.errors import MissingSplitError, ModelError
@@ -112,6 +113,8 @@ def _splits(
     try:
         return train, load_split(config.dataset_name, config.dataset_test_split, column)
     except MissingSplitError:
+        if config.dataset_test_split != OPTIONS["dataset_test_split"].default:
+            raise  # it was asked for by name
         return train, None
 
 
@@ -156,7 +159,13 @@ def assemble_policy(
         activation_checkpointing=config.activation_checkpointing,
     )
     world.broadcast([*network.parameters(), *network.buffers()])
-    return policy, probe(policy, config.fast_path)
+    notes = probe(policy, config.fast_path)
+    if not policy.end_token_ids and not config.stop_strings:
+        notes.append(
+            "neither the model nor its tokenizer names an end token: every completion runs to "
+            "max_completion_length; name ends with --stop_token_ids or --stop_strings"
+        )
+    return policy, notes
 
 
 def _network(
@@ -196,10 +205,10 @@ def _adapted(config: ReinforceConfig, network: nn.Module, peft_config: Any) -> n
     if hasattr(network, "peft_config"):
         return network
     if peft_config is not None:
-        return loading.add_adapter(network, peft_config, config.seed)
+        return add_adapter(network, peft_config, config.seed)
     if not config.use_peft:
         return network
-    return loading.add_lora(
+    return add_lora(
         network,
         r=config.lora_r,
         alpha=config.resolved_lora_alpha,

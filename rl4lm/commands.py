@@ -15,7 +15,7 @@ from rl4lm.errors import ConfigError
 from rl4lm.options import OptionParser, add_config_arguments, config_from
 from rl4lm.resume import find_start
 from rl4lm.reward_lookup import resolve_rewards
-from rl4lm.sources import check_source
+from rl4lm.sources import check_prompts
 from rl4lm.tracking import plain
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def run_training(config: ReinforceConfig, as_json: bool = False) -> dict[str, An
         raise ConfigError("where should the run go? name a folder with --output_dir")
     # Again in the trainer; here they answer before torch is even imported.
     find_start(config, thorough=False)
-    check_source(config.dataset_name)
+    check_prompts(config.dataset_name, config.prompt_column)
     resolve_rewards(config.reward_funcs)
     from rl4lm.console import Screen
     from rl4lm.trainer import ReinforceTrainer
@@ -100,6 +100,8 @@ def evaluate(argv: Sequence[str]) -> None:
     parser.add_argument("--json", action="store_true", help="print the metrics as JSON")
     namespace = parser.parse_args(argv)
     config = config_from(namespace, base_for=_only(_EVAL))
+    if not config.eval_samples:
+        raise ConfigError("eval_samples=0 leaves nothing to evaluate; give 1 or more")
     from rl4lm.assembly import assemble_judges, assemble_policy, end_rule
     from rl4lm.console import Screen
     from rl4lm.data import load_split

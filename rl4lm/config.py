@@ -26,6 +26,8 @@ ConfigClass = TypeVar("ConfigClass")
 # Baselines that need several completions of a prompt; a lone one would be compared with itself.
 COMPARES_WITHIN_PROMPT = frozenset({"prompt_mean", "prompt_leave_one_out", "length_weighted"})
 
+_MOST_COMPLETIONS = 2**20  # in a step
+
 
 def _raises_config_error(cls: type[ConfigClass]) -> type[ConfigClass]:
     """Make the constructor of a pydantic dataclass raise `ConfigError` in words of this project."""
@@ -82,7 +84,7 @@ class ReinforceConfig:
     )
 
     use_peft: bool = option("adapters", False, "train LoRA adapters; false = all parameters")
-    lora_r: int = option("adapters", 16, "rank of the adapters", ge=1)
+    lora_r: int = option("adapters", 16, "rank of the adapters", ge=1, le=16384)
     lora_alpha: float | None = option(
         "adapters",
         None,
@@ -272,6 +274,7 @@ class ReinforceConfig:
         None,
         "CPU threads of torch, shared by the processes of a machine; none = torch's own choice",
         ge=1,
+        le=1024,
     )
     eval_steps: int | None = option(
         "run", None, "evaluate every so many steps too; none or 0 = only before and after", ge=0
@@ -379,6 +382,11 @@ class ReinforceConfig:
 def _conflicts(config: ReinforceConfig) -> Iterator[str]:
     """Each combination of options that cannot be meant: what was given, expected, and to do."""
     steps = f"prompts_per_step={config.prompts_per_step}, num_generations={config.num_generations}"
+    if config.completions_per_step > _MOST_COMPLETIONS:
+        yield (
+            f"a step of {config.completions_per_step} completions ({steps}) is held in memory as a "
+            f"whole; at most {_MOST_COMPLETIONS} are taken: lower one of them"
+        )
     if config.baseline in COMPARES_WITHIN_PROMPT and config.num_generations == 1:
         yield (
             f"baseline={config.baseline} compares the completions of one prompt, but "

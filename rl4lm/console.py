@@ -17,6 +17,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from rl4lm.rules.findings import Finding
 from rl4lm.wording import (
     clock,
     describe_evaluation,
@@ -124,6 +125,12 @@ class Screen:
             f"{metrics['sampler_gap_mean']:.2g} on average and {metrics['sampler_gap_max']:.2g} at "
             f"most, more than rounding in {dtype} explains; the gradient is that of another policy",
         )
+
+    def finding(self, step: int, finding: Finding) -> None:
+        """Say what a rule has found, and what may help."""
+        self.warn(f"step {step}: {finding.name}: {finding.seen}")
+        for remedy in finding.remedies:
+            self.note(f"  try: {remedy}")
 
     def trouble(self, text: str) -> None:
         """Say that something cannot be written."""

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rl4lm.errors import DataError, did_you_mean
+from rl4lm.errors import DataError
 from rl4lm.randomness import permutation
-from rl4lm.sources import Row, load_rows
+from rl4lm.sources import Row, load_rows, no_prompts
 from rl4lm.types import Example
 
 
@@ -40,12 +40,7 @@ class PromptData:
                 f'{{"{self.prompt_column}": "text"}}, got {type(first).__name__}: {first!r:.100}'
             )
         if self.prompt_column not in first:
-            names = list(first)
-            raise DataError(
-                f"the rows of split {self.split!r} have no column {self.prompt_column!r}"
-                f"{did_you_mean(self.prompt_column, names)}; they have: {', '.join(names)}. "
-                "Name the column that holds the prompts with --prompt_column"
-            )
+            raise no_prompts(f"the rows of split {self.split!r}", list(first), self.prompt_column)
 
     def __len__(self) -> int:
         """How many rows there are."""
@@ -61,7 +56,8 @@ class PromptData:
             return self.rows[index]
         except UnicodeDecodeError as error:  # a file's text is decoded when a row is looked at
             raise DataError(
-                f"row {index} of split {self.split!r} is not UTF-8 text: {error}"
+                f"row {index} of split {self.split!r} is not UTF-8 text: {error}; "
+                "save the file as UTF-8"
             ) from error
 
     def example(self, index: int) -> Example:
@@ -72,13 +68,12 @@ class PromptData:
         """
         row = self._row(int(index))
         prompt = row.get(self.prompt_column)
-        messages = isinstance(prompt, list) and all(
-            isinstance(m, Mapping) and "role" in m and "content" in m for m in prompt
-        )
+        messages = isinstance(prompt, list) and all(map(_is_message, prompt))
         if not (isinstance(prompt, str) or (messages and prompt)):
             raise DataError(
                 f"row {index} of split {self.split!r}: the prompt must be text or a list of "
-                f'{{"role", "content"}} messages, got {prompt!r:.100}'
+                f'{{"role", "content"}} messages, got {prompt!r:.100}; mend or drop the row, or '
+                "name another column with --prompt_column"
             )
         columns = {name: row.get(name) for name in self.columns}
         return Example(prompt_id=f"{self.split}-{index}", prompt=prompt, columns=columns)
@@ -91,6 +86,14 @@ class PromptData:
     def examples(self, indices: Iterable[int]) -> list[Example]:
         """Several rows, in the order asked for."""
         return [self.example(index) for index in indices]
+
+
+def _is_message(value: Any) -> bool:
+    """Whether a value is a chat message: a role, and text (or its parts) or calls of tools."""
+    if not isinstance(value, Mapping) or not isinstance(value.get("role"), str):
+        return False
+    content = value.get("content")
+    return isinstance(content, str | list) or (content is None and bool(value.get("tool_calls")))
 
 
 @dataclass(frozen=True)

@@ -109,10 +109,10 @@ def read_sealed(folder: Path, thorough: bool = True) -> dict[str, Any]:
     """
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        listed = dict(manifest["files"])
+        listed = {name: dict(expected) for name, expected in manifest["files"].items()}
     except FileNotFoundError:
         raise DamagedError(f"it has no {MANIFEST}, so it was never finished") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DamagedError(f"its {MANIFEST} cannot be read: {error}") from error
     if manifest.get("format") != _FORMAT:
         raise DamagedError(

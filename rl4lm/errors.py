@@ -75,6 +75,11 @@ class VerificationError(Rl4lmError, RuntimeError):
     """What was checked is not as it should be: a gradient, or a logged step."""
 
 
+def first_line(error: Exception) -> str:
+    """What another library says of an error, cut to its first line."""
+    return str(error).strip().split("\n")[0][:300] or type(error).__name__
+
+
 def did_you_mean(name: str, candidates: Iterable[str]) -> str:
     """Return "; did you mean X?" with the candidate nearest to a misspelt name, or ""."""
     nearest = difflib.get_close_matches(name, list(candidates), n=1)

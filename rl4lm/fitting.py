@@ -93,7 +93,7 @@ def _measure(codec: TextCodec, split: PromptData) -> tuple[list[int], int]:
     largest = 0
     for start in range(0, len(split), _ENCODED_AT_ONCE):
         examples = split.examples(range(start, min(start + _ENCODED_AT_ONCE, len(split))))
-        encoded = codec.encode([example.prompt for example in examples])
+        encoded = codec.encode([e.prompt for e in examples], [e.prompt_id for e in examples])
         lengths += [len(ids) for ids in encoded]
         largest = max(largest, max(max(ids) for ids in encoded))
     return lengths, largest
@@ -144,5 +144,5 @@ def check_vocabulary(model: nn.Module, largest: int, stop_token_ids: Sequence[in
     if beyond:
         raise DataError(
             f"stop_token_ids holds {', '.join(map(str, beyond))}, and the model knows ids below "
-            f"{size}"
+            f"{size}; give ids of this model's tokenizer"
         )

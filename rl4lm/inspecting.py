@@ -10,6 +10,7 @@ from pathlib import Path
 
 from rl4lm.commands import default_values, print_json, quiet_libraries, settings_for
 from rl4lm.errors import ConfigError
+from rl4lm.logged import check_run
 from rl4lm.options import OptionParser, add_config_arguments, config_from
 from rl4lm.reward_lookup import resolve_rewards
 
@@ -123,6 +124,7 @@ def replay(argv: Sequence[str]) -> None:
     namespace = parser.parse_args(argv)
     if namespace.run is None or namespace.step is None:
         raise ConfigError(f"name a run and a step; usage: {parser.format_usage()[7:].strip()}")
+    check_run(Path(namespace.run))  # again in the replay; here it answers before torch is imported
     from rl4lm.console import Screen
     from rl4lm.errors import VerificationError
     from rl4lm.replay import replay as do_again

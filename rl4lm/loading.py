@@ -5,7 +5,6 @@ Everything that can be refused without the weights is refused before they are re
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from rl4lm.adapters import load_adapter, split_adapter
 from rl4lm.builtin import model_path
-from rl4lm.errors import ModelError
+from rl4lm.errors import ModelError, first_line
 
 _PURE = {"pure_bfloat16": torch.bfloat16, "float64": torch.float64}
 
@@ -59,16 +59,13 @@ def open_model(
 
     name = str(name)
     path = str(model_path(name)) if name.startswith("builtin:") else name
-    base, adapter = _split_adapter(path)
-    if not Path(base).exists() and (base.startswith(("/", ".", "~")) or base.count("/") > 1):
-        raise ModelError(f"no model could be read from {name!r}: there is no directory {base!r}")
+    base, adapter = split_adapter(path)
+    _check_place(name, base)
     try:
         config = AutoConfig.from_pretrained(base, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"no model could be read from {name!r}: {_first_line(error)}\n"
-            "give a directory written by save_pretrained, a hub id, or builtin:tiny-arithmetic"
-        ) from error
+    except Exception as error:  # every architecture has checks of its own
+        here = "" if Path(base).exists() else f" (and there is no directory {base!r} here)"
+        raise _no_model(name, first_line(error) + here) from error
     _check_causal(name, config)
     if tokenizer is None:
         tokenizer = _load_tokenizer(path, base, name, trust_remote_code)
@@ -82,19 +79,26 @@ def open_model(
     )
 
 
-def _split_adapter(path: str) -> tuple[str, str | None]:
-    """(base model, adapter directory or None) of a path that may hold a peft adapter."""
-    if not (Path(path) / "adapter_config.json").is_file():
-        return path, None
-    from peft import PeftConfig
+def _no_model(name: str, reason: str) -> ModelError:
+    return ModelError(
+        f"no model could be read from {name!r}: {reason}\n"
+        "give a directory written by save_pretrained, a hub id, or builtin:tiny-arithmetic"
+    )
 
-    base = PeftConfig.from_pretrained(path).base_model_name_or_path
-    if not base:
-        raise ModelError(
-            f"the adapter in {path!r} does not name its base model; write it into "
-            "base_model_name_or_path of its adapter_config.json"
-        )
-    return str(model_path(base)) if base.startswith("builtin:") else base, path
+
+def _check_place(name: str, base: str) -> None:
+    """Refuse what is neither a folder of a model nor a name that the hub could know."""
+    path = Path(base)
+    try:
+        exists = path.exists()
+    except OSError as error:  # a name that is too long
+        raise _no_model(name, error.strerror or str(error)) from error
+    if not exists and (base.startswith(("/", ".", "~")) or base.count("/") > 1):
+        raise _no_model(name, f"there is no directory {base!r}")
+    if path.is_file():
+        raise _no_model(name, "it is a file; name the directory that holds config.json")
+    if exists and not (path / "config.json").is_file():
+        raise _no_model(name, "there is no config.json in it")
 
 
 def _check_causal(name: str, config: Any) -> None:
@@ -119,7 +123,7 @@ def _load_tokenizer(path: str, base: str, name: str, trust_remote_code: bool) ->
         try:
             found = AutoTokenizer.from_pretrained(place, trust_remote_code=trust_remote_code)
         except (OSError, ValueError, KeyError, AttributeError) as error:
-            reasons.append(_first_line(error))
+            reasons.append(first_line(error))
             continue
         if found.vocab_size:
             return found
@@ -150,6 +154,8 @@ def load_model(
     Returns:
         A causal language model, or a peft model with its adapter trainable.
     """
+    from pickle import UnpicklingError
+
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
@@ -163,11 +169,19 @@ def load_model(
             trust_remote_code=source.trust_remote_code,
             attn_implementation=attn_implementation,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are refused below, by name
         )
-    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
-        raise ModelError(
-            f"the weights of {source.name!r} cannot be loaded: {_first_line(error)}"
-        ) from error
+    except (OSError, ValueError, ImportError, RuntimeError, EOFError) as error:
+        raise _bad_weights(source, first_line(error)) from error
+    except (SafetensorError, UnpicklingError) as error:
+        raise _bad_weights(source, f"a file is broken or cut short: {first_line(error)}") from error
+    if report["mismatched_keys"]:
+        key, saved, expected = sorted(report["mismatched_keys"])[0]
+        raise _bad_weights(
+            source,
+            f"{len(report['mismatched_keys'])} have other shapes than config.json says, such as "
+            f"{key}: {list(saved)} in the file, {list(expected)} expected",
+        )
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
         raise ModelError(
@@ -176,10 +190,15 @@ def load_model(
             "whole causal language model"
         )
     if source.adapter is not None:
-        from peft import PeftModel
-
-        model = PeftModel.from_pretrained(model, source.adapter, is_trainable=True)
+        model = load_adapter(model, source.adapter)
     return model.to(device)
+
+
+def _bad_weights(source: ModelSource, reason: str) -> ModelError:
+    return ModelError(
+        f"the weights of {source.name!r} cannot be loaded: {reason}; give a directory as "
+        "save_pretrained wrote it (or fetch it again), and options that suit this machine"
+    )
 
 
 def set_precision(model: nn.Module, dtype: str) -> nn.Module:
@@ -195,51 +214,3 @@ def set_precision(model: nn.Module, dtype: str) -> nn.Module:
         if parameter.is_floating_point():
             parameter.data = parameter.data.to(_PURE.get(dtype, torch.float32))
     return model
-
-
-def add_lora(
-    model: nn.Module,
-    *,
-    r: int,
-    alpha: float,
-    target_modules: Sequence[str] | str,
-    seed: int,
-) -> nn.Module:
-    """Put a LoRA adapter on a model and freeze the rest; the same seed gives the same adapter.
-
-    Hu et al., "LoRA: Low-rank adaptation of large language models" (2021): W + (alpha/r)·B·A with
-    B = 0 at the start, so that the adapted model begins as the base model.
-    """
-    from peft import LoraConfig
-
-    targets = target_modules if isinstance(target_modules, str) else list(target_modules)
-    config = LoraConfig(
-        task_type="CAUSAL_LM", r=r, lora_alpha=alpha, target_modules=targets, lora_dropout=0.0
-    )
-    return add_adapter(model, config, seed)
-
-
-def add_adapter(model: nn.Module, peft_config: Any, seed: int) -> nn.Module:
-    """Put the adapter of a peft configuration on a model.
-
-    Raises:
-        ModelError: the configuration has dropout, which makes the sampled and the differentiated
-            policy differ, or peft cannot apply it to this model.
-    """
-    from peft import get_peft_model
-
-    if getattr(peft_config, "lora_dropout", 0.0):
-        raise ModelError(
-            f"lora_dropout={peft_config.lora_dropout} is refused: dropout would make the policy "
-            "that is differentiated another one than the policy that sampled; set it to 0"
-        )
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        try:
-            return get_peft_model(model, peft_config)
-        except ValueError as error:
-            raise ModelError(f"the adapter does not fit the model: {_first_line(error)}") from error
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0][:300]

@@ -213,8 +213,11 @@ def read_yaml(path: str) -> dict[str, Any]:
     except (OSError, ValueError) as error:  # ValueError: not UTF-8, or not a date
         reason = getattr(error, "strerror", None) or error
         raise ConfigError(f"--config {path}: cannot be read: {reason}") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--config {path}: not valid YAML: {error}") from None
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ConfigError(
+            f"--config {path}: not valid YAML: {error}\n"
+            "write a line `option: value` for each option"
+        ) from None
     if content is None:
         return {}
     if not isinstance(content, dict) or not isinstance(node, yaml.MappingNode):

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from rl4lm.errors import ModelError
 from rl4lm.merging import merged_adapters
 from rl4lm.policy import Policy, PolicyModule
 from rl4lm.text import TextCodec
@@ -37,7 +38,7 @@ def make_policy(
     return Policy(
         module,
         codec,
-        end_token_ids=_end_token_ids(causal_lm, codec.tokenizer, stop_token_ids),
+        end_token_ids=_end_token_ids(causal_lm, codec.tokenizer, stop_token_ids, module.vocabulary),
         autocast_dtype=torch.bfloat16 if mixed else None,
     )
 
@@ -49,12 +50,20 @@ def _enable_checkpointing(causal_lm: Any) -> None:
     enable({"use_reentrant": False})
 
 
-def _end_token_ids(causal_lm: Any, tokenizer: Any, stop_token_ids: Sequence[int]) -> list[int]:
+def _end_token_ids(
+    causal_lm: Any, tokenizer: Any, stop_token_ids: Sequence[int], vocabulary: int
+) -> list[int]:
     generation = getattr(causal_lm, "generation_config", None)
     for owner in (generation, causal_lm.config, tokenizer):
         ids = getattr(owner, "eos_token_id", None)
         if ids is not None:
             declared = list(ids) if isinstance(ids, (list, tuple)) else [ids]
+            if all(token >= vocabulary for token in declared):
+                raise ModelError(
+                    f"the end token {', '.join(map(str, declared))} of the {type(owner).__name__} "
+                    f"can never be drawn: the model knows ids below {vocabulary}; set eos_token_id "
+                    "in its generation_config.json to the end token of its tokenizer"
+                )
             return sorted({*declared, *stop_token_ids})
     return sorted(set(stop_token_ids))
 

@@ -59,6 +59,7 @@ def probe(policy: Policy, fast_path: bool = True) -> list[str]:
     with inference_mode_of(policy.module):
         _check_cache(policy, prompts[-1])
     reference = _plain_logprobs(policy, rollout)
+    _check_finite(policy, reference)
     notes = _choose_head(policy, rollout, reference)
     if fast_path:
         notes += _choose_packing(policy, rollout, reference)
@@ -125,6 +126,19 @@ def _plain_logprobs(policy: Policy, rollout: Rollout) -> Tensor:
     with torch.no_grad():
         rows = [row.cpu() for row in _plain_rows(policy, rollout)]
     return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+
+
+def _check_finite(policy: Policy, reference: Tensor) -> None:
+    """Refuse weights that are not numbers, where the log-probs tell of them."""
+    if reference.isfinite().all():
+        return
+    named = policy.module.model.named_parameters()
+    broken = [name for name, parameter in named if not parameter.isfinite().all()]
+    if broken:
+        raise ModelError(
+            f"{len(broken)} of the weights of {_name(policy)} hold values that are not finite, "
+            f"such as {broken[0]}; give another checkpoint"
+        )
 
 
 def _plain_rows(policy: Policy, rollout: Rollout) -> Iterator[Tensor]:
@@ -275,6 +289,11 @@ def _plain_gradient_norms(policy: Policy, rollout: Rollout) -> dict[str, float]:
 def _compare_norms(policy: Policy, actual: dict[str, float], expected: dict[str, float]) -> None:
     """Refuse gradients that differ by more than rounding, as a share of the largest norm."""
     largest = max(expected.values())
+    if largest == 0:
+        raise ModelError(
+            f"no weight of {_name(policy)} has a gradient other than 0: its weights may all be 0; "
+            "give another checkpoint"
+        )
     gaps = {name: abs(actual[name] - norm) / largest for name, norm in expected.items()}
     worst = max(gaps, key=gaps.__getitem__)
     # Norm layers compute in float32 whatever the model's dtype: no finer than that.

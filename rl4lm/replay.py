@@ -9,7 +9,6 @@ which this code would not write is found out, with the first step at which they 
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -23,6 +22,7 @@ from rl4lm.checkpoint import load_checkpoint
 from rl4lm.config import ReinforceConfig
 from rl4lm.console import Screen
 from rl4lm.errors import ConfigError, DataError
+from rl4lm.logged import Row, check_ids, check_run, read_completions, read_metrics
 from rl4lm.metrics import Stopwatch
 from rl4lm.options import read_yaml
 from rl4lm.tracking import checkpoints
@@ -32,7 +32,6 @@ from rl4lm.types import Example, Experience, Rollout, Scores
 # Relative difference that rounding explains over some steps, by compute dtype.
 _TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4, torch.bfloat16: 5e-2}
 _PLACEHOLDER = "the reward is read from the log"
-Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -92,13 +91,16 @@ def replay(run: Path, step: int) -> Replay:
         ConfigError: neither the start nor a checkpoint early enough can be had again.
     """
     config, given = _read_config(run / "config.yaml")
-    logged = _read_metrics(run / "metrics.jsonl")
+    logged = read_metrics(run / "metrics.jsonl")
     if step not in logged:
         known = f"steps 1 to {max(logged)}" if logged else "no step"
         raise DataError(f"step {step} is not in the log of {str(run)!r}, which holds {known}")
     start, path = _start(run, config, given, step)
-    pages = {k: _read_rows(run, k) for k in range(start + 1, step + 1, config.num_iterations)}
+    group, every = config.num_generations, config.num_iterations
+    pages = {k: read_completions(run, k, group) for k in range(start + 1, step + 1, every)}
     trainer = _trainer(config, next(iter(pages.values())))
+    for rows in pages.values():
+        check_ids(rows, trainer.policy.module.vocabulary)
     where = "the start of the run"
     if path is not None:
         _check_whole(path)
@@ -126,28 +128,10 @@ def _check_whole(checkpoint: Path) -> None:
 
 def _read_config(path: Path) -> tuple[ReinforceConfig, list[str]]:
     """The resolved configuration, and the notes on what was given in Python instead."""
-    if not path.exists():
-        raise DataError(f"{str(path.parent)!r} holds no run: there is no config.yaml")
+    check_run(path.parent)
     config = ReinforceConfig(**read_yaml(str(path)))
     notes = [line[2:] for line in path.read_text(encoding="utf-8").splitlines() if line[:2] == "# "]
     return config, [note for note in notes if " given in Python" in note]
-
-
-def _read_metrics(path: Path) -> dict[int, Row]:
-    return {row["step"]: row for row in _read_lines(path)}
-
-
-def _read_rows(run: Path, step: int) -> list[Row]:
-    """The completions that were drawn in a step."""
-    return _read_lines(run / "completions" / f"step-{step:06d}.jsonl")
-
-
-def _read_lines(path: Path) -> list[Row]:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-        return [json.loads(line) for line in lines]
-    except (OSError, ValueError) as error:
-        raise DataError(f"{str(path)!r} cannot be read: {error}") from error
 
 
 def _start(

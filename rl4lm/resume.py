@@ -52,7 +52,7 @@ def check_output(config: ReinforceConfig) -> None:
         OutputError: it cannot be written, or holds a run that nobody said may go.
     """
     if config.output_dir is not None:
-        output = Path(config.output_dir)
+        output = _output(config.output_dir)
         unfinished = not _holds_results(output)
         resumable = bool(config.resume_from_checkpoint or unfinished or checkpoints(output))
         check_run_directory(output, config.overwrite_output_dir or resumable)
@@ -75,7 +75,7 @@ def find_start(
             differs from the checkpoint's.
     """
     resume = config.resume_from_checkpoint if asked is None else _as_text(asked)
-    output = None if config.output_dir is None else Path(config.output_dir)
+    output = None if config.output_dir is None else _output(config.output_dir)
     if resume is None:
         return _fresh(output, config.overwrite_output_dir)
     if resume == NEWEST:
@@ -90,6 +90,15 @@ def find_start(
     if output is not None and not start.in_place:
         check_run_directory(output, config.overwrite_output_dir)
     return start
+
+
+def _output(name: str) -> Path:
+    """An output directory by its name, which the system must be able to look up."""
+    try:
+        Path(name).exists()
+    except OSError as error:  # too long, or a link to itself
+        raise OutputError(f"output_dir {name!r:.100} cannot be used: {error.strerror}") from error
+    return Path(name)
 
 
 def _as_text(asked: str | bool) -> str | None:
@@ -115,7 +124,7 @@ def _newest(output: Path | None, thorough: bool) -> Start:
     notes = []
     for path in reversed(list(checkpoints(output).values())):
         try:
-            facts = durable.read_sealed(path, thorough)
+            facts = _read(path, thorough)
         except durable.DamagedError as error:
             notes.append(f"{path.name} is passed over: {error}")
             continue
@@ -137,25 +146,39 @@ def _holds_results(output: Path) -> bool:
 
 def _named(path: Path, output: Path | None, thorough: bool) -> Start:
     """A checkpoint by its folder."""
-    if not path.is_dir():
-        raise DataError(
-            f"resume_from_checkpoint: there is no folder {str(path)!r}{_nearby(path.parent)}; name "
-            "a folder checkpoint-NNNNNN of a run, or true for the newest one in output_dir"
-        )
     try:
-        facts = durable.read_sealed(path, thorough)
+        if not path.is_dir():
+            raise DataError(
+                f"resume_from_checkpoint: there is no folder {str(path)!r}{_others(path)}; name a "
+                "folder checkpoint-NNNNNN of a run, or true for the newest one in output_dir"
+            )
+        facts = _read(path, thorough)
+    except OSError as error:  # a name that is too long
+        raise DataError(f"resume_from_checkpoint {str(path)!r:.100}: {error.strerror}") from error
     except durable.DamagedError as error:
         raise DataError(
-            f"the checkpoint {str(path)!r} cannot be used: {error}{_nearby(path.parent)}; name "
-            "another one, or true for the newest complete one in output_dir"
+            f"the checkpoint {str(path)!r} cannot be used: {error}{_others(path)}; name another "
+            "one, or true for the newest complete one in output_dir"
         ) from error
     in_place = output is not None and path.absolute().parent == output.absolute()
     return Start(path, facts, in_place=in_place)
 
 
-def _nearby(run: Path) -> str:
-    names = [path.name for path in checkpoints(run).values()] if run.is_dir() else []
-    return f" (there are: {', '.join(names)})" if names else ""
+def _read(path: Path, thorough: bool) -> dict[str, Any]:
+    """What a complete checkpoint's manifest says of it."""
+    facts = durable.read_sealed(path, thorough)
+    if not isinstance(facts.get("step"), int) or not isinstance(facts.get("config"), dict):
+        raise durable.DamagedError(f"its {durable.MANIFEST} lacks the step or the options")
+    return facts
+
+
+def _others(path: Path) -> str:
+    """The complete checkpoints in a folder, else beside it."""
+    for run in (path, path.parent):
+        names = [str(other) for other in checkpoints(run).values() if other != path]
+        if run.is_dir() and names:
+            return f" (there are: {', '.join(names)})"
+    return ""
 
 
 def _listed(notes: list[str]) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from rl4lm.errors import RewardError, did_you_mean
+from rl4lm.errors import DataError, RewardError, did_you_mean
 
 Reward = Callable[..., "Sequence[float | None] | Awaitable[Sequence[float | None]]"]
 
@@ -70,6 +70,7 @@ def resolve(reward: str | Reward) -> Reward:
     if not callable(reward):
         raise RewardError(
             f"a reward must be a function or its name, got {type(reward).__name__}: {reward!r:.100}"
+            "; name a function as package.module:function or path/to/file.py:function"
         )
     return reward
 
@@ -91,6 +92,7 @@ def _import(name: str) -> Any:
         raise RewardError(
             f"the reward {name!r} cannot be found: {place} has no {function!r}"
             f"{did_you_mean(function, public)}"
+            f"{'' if public else '; it has no functions'}"
         )
     return getattr(module, function)
 
@@ -109,7 +111,7 @@ def _import_file(name: str, place: str) -> ModuleType:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         raise RewardError(
-            f"the reward {name!r} cannot be loaded: {type(error).__name__}: {error}"
+            f"the reward {name!r} cannot be loaded: {type(error).__name__}: {error}; mend {place}"
         ) from error
     finally:
         sys.path.remove(str(path.parent))
@@ -126,7 +128,8 @@ def _import_module(name: str, place: str) -> ModuleType:
         file = getattr(sys.modules.get(top), "__file__", None)
         seen = f"; {top} is {file}" if file else ""  # perhaps not the one that was meant
         raise RewardError(
-            f"the reward {name!r} cannot be loaded: {type(error).__name__}: {error}{seen}"
+            f"the reward {name!r} cannot be loaded: {type(error).__name__}: {error}{seen}; name "
+            "it as package.module:function or path/to/file.py:function"
         ) from error
 
 
@@ -134,8 +137,15 @@ def check_columns(rewards: Sequence[NamedReward], columns: Sequence[str]) -> Non
     """Refuse rewards that need a column which the data do not have.
 
     Raises:
+        DataError: a column has a name under which every reward is told something else.
         RewardError: names the function, the column and the columns there are.
     """
+    taken = [name for name in columns if name in _ALWAYS + _ON_REQUEST]
+    if taken:
+        raise DataError(
+            f"the data have a column {taken[0]!r}, but rewards are told something else under that "
+            f"name; rename it (taken are: {', '.join(_ALWAYS + _ON_REQUEST)})"
+        )
     known = {*columns, *_ALWAYS, *_ON_REQUEST, *_PER_SAMPLE}
     for reward in rewards:
         # What a decorator such as `rewards.per_sample` wraps is what names the columns.

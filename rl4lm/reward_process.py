@@ -27,15 +27,18 @@ class WorkerTraceback(Exception):
 class RewardProcess:
     """A reward in a process of its own, which is started when it is first needed."""
 
-    def __init__(self, name: str, timeout_s: float | None) -> None:
+    def __init__(self, name: str, timeout_s: float | None, seconds_per_sample: float = 0.0) -> None:
         """Take what the worker needs to find the same function as this process.
 
         Args:
             name: of the reward, as it was looked up.
             timeout_s: seconds for one call; None for no limit.
+            seconds_per_sample: what a completion may take besides, of a reward that ends by itself
+                what hangs.
         """
         self._name = name
         self._timeout_s = timeout_s
+        self._seconds_per_sample = seconds_per_sample
         self._path = [entry or os.getcwd() for entry in sys.path]
         self._folder = os.getcwd()
         self._lock = threading.Lock()  # one call at a time
@@ -76,7 +79,7 @@ class RewardProcess:
             frame = self._frame(call)
             worker = self._ready_worker()
             try:
-                number, kind, payload = worker.exchange(frame, self._timeout_s)
+                number, kind, payload = worker.exchange(frame, self._limit(call))
                 if number != self._calls or kind not in _READERS:
                     raise WorkerLost("crashes", "crashed: it sent a reply to something else")
             except WorkerLost:
@@ -88,6 +91,11 @@ class RewardProcess:
             if kind == NO_MEMORY:  # what it still holds is anybody's guess
                 self._replace(worker)
             return _READERS[kind](payload)
+
+    def _limit(self, call: Call) -> float | None:
+        if self._timeout_s is None:
+            return None
+        return self._timeout_s + self._seconds_per_sample * len(call.lengths)
 
     def _frame(self, call: Call) -> bytes:
         self._calls += 1

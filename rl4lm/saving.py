@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,6 +11,7 @@ from typing import Any
 
 from rl4lm.checkpoint import keep_newest, load_checkpoint, save_checkpoint
 from rl4lm.config import ReinforceConfig
+from rl4lm.data import PromptData
 from rl4lm.errors import DataError, SaveError
 from rl4lm.learner import Learner
 from rl4lm.policy import Policy
@@ -16,6 +19,8 @@ from rl4lm.provenance import layout
 from rl4lm.resume import Start
 from rl4lm.tracking import RunDirectory, checkpoint_path, checkpoints
 from rl4lm.world import World
+
+_SAMPLED = 64  # rows of the data that are compared
 
 
 class Checkpoints:
@@ -27,7 +32,7 @@ class Checkpoints:
         policy: Policy,
         learner: Learner,
         world: World,
-        train_rows: int,
+        data: PromptData,
     ) -> None:
         """Take what is saved.
 
@@ -36,13 +41,13 @@ class Checkpoints:
             policy: whose weights.
             learner: whose state.
             world: the processes; the main one writes.
-            train_rows: rows of the training data, by which a changed data set is found out.
+            data: the training prompts; another data set than the checkpoint's is found out.
         """
         self._config = config
         self._policy = policy
         self._learner = learner
         self._world = world
-        self._train_rows = train_rows
+        self._data = {"rows": len(data), "sample": fingerprint(data)}
         self._saved_at = -1  # step of the last one
         self._scores: dict[int, float] = {}  # step -> accuracy, or reward, of an evaluation
 
@@ -108,11 +113,12 @@ class Checkpoints:
         """
         assert start.checkpoint is not None
         assert start.facts is not None
-        rows = start.facts.get("train_rows", self._train_rows)
-        if rows != self._train_rows and not self._config.resume_anyway:
+        then = start.facts["data"]
+        if then != self._data and not self._config.resume_anyway:
             raise DataError(
-                f"{start.checkpoint.name} was saved by a run on {rows} training rows, the data now "
-                f"have {self._train_rows}; give the same data, or pass --resume_anyway"
+                f"{start.checkpoint.name} was saved by a run on other training data: "
+                f"{then['rows']} rows then, {self._data['rows']} now, and of those looked at some "
+                "differ; give the same data, or pass --resume_anyway"
             )
         state = load_checkpoint(start.checkpoint, self._policy)
         self._learner.load_state_dict(state["learner"])
@@ -138,7 +144,7 @@ class Checkpoints:
             "step": step,
             "config": self._config.to_dict(),
             "layout": layout(self._world),
-            "train_rows": self._train_rows,
+            "data": self._data,
         }
 
     def _best(self, run: Path) -> int | None:
@@ -149,6 +155,13 @@ class Checkpoints:
             if not math.isnan(self._scores.get(step, math.nan))
         }
         return max(scored, key=lambda step: (scored[step], step)) if scored else None
+
+
+def fingerprint(data: PromptData) -> str:
+    """A hash of some rows from all over a split; two splits that share it are taken for one."""
+    places = sorted({k * (len(data) - 1) // (_SAMPLED - 1) for k in range(_SAMPLED)})
+    rows = [[example.prompt, dict(example.columns)] for example in data.examples(places)]
+    return hashlib.sha256(json.dumps(rows, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def unsaved(error: SaveError, kept: Path | None) -> str:

@@ -64,6 +64,9 @@ class Option:
         values = value if self.many and isinstance(value, list | tuple) else [value]
         if self.optional and [str(each).lower() for each in values] == ["none"]:
             return None
+        blank = not self.many and isinstance(value, str) and not value.strip()
+        if blank or any(isinstance(each, str) and "\0" in each for each in values):
+            raise ValueError("no name of anything")
         if self.kind is not bool and any(isinstance(each, bool) for each in values):
             raise ValueError("a flag is neither a number nor text")
         return value

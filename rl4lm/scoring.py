@@ -68,7 +68,8 @@ class Scorer:
         ]
         for k, reward in enumerate(rewards):
             if reward.asked_as is not None:
-                self._ask_through(k, RewardProcess(reward.asked_as, timeout_s))
+                bounded = float(getattr(reward.function, "seconds_per_sample", 0.0))
+                self._ask_through(k, RewardProcess(reward.asked_as, timeout_s, bounded))
         self._beside: dict[NamedReward, Scorer] = {}
         # What a completion took each reward, when it was last called here; 0 before.
         self.seconds = [0.0] * len(self._rewards)

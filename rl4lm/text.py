@@ -22,11 +22,18 @@ class TextCodec:
         """Wrap a tokenizer."""
         self.tokenizer = tokenizer
 
-    def encode(self, prompts: Sequence[Prompt]) -> list[list[int]]:
+    def encode(
+        self, prompts: Sequence[Prompt], names: Sequence[str] | None = None
+    ) -> list[list[int]]:
         """Token ids of each prompt: text as it stands, chat messages through the chat template.
 
+        Args:
+            prompts: text, or chat messages.
+            names: what messages call each prompt; None where its text says enough.
+
         Raises:
-            DataError: a prompt without tokens, or messages for a tokenizer without a template.
+            DataError: a prompt without tokens, or that the tokenizer or its chat template cannot
+                take.
         """
         chat = [not isinstance(prompt, str) for prompt in prompts]
         texts = [p if isinstance(p, str) else self._render(p) for p in prompts]
@@ -34,11 +41,12 @@ class TextCodec:
         # The template has written the special tokens already; a second BOS would be a new prompt.
         rendered = iter(self._bare_ids([t for t, c in zip(texts, chat, strict=True) if c]))
         ids = [next(rendered) if is_chat else next(plain) for is_chat in chat]
-        for prompt, row in zip(prompts, ids, strict=True):
+        for i, row in enumerate(ids):
             if not row:
+                name = f"{names[i]}, " if names else ""
                 raise DataError(
-                    f"the prompt {prompt!r} has no tokens; a completion needs at least one token "
-                    "to follow: drop the row, or give the prompt a first token"
+                    f"the prompt {name}{prompts[i]!r:.100}, has no tokens; a completion needs at "
+                    "least one token to follow: drop the row, or give the prompt a first token"
                 )
         return ids
 
@@ -49,7 +57,16 @@ class TextCodec:
         )
 
     def _bare_ids(self, texts: list[str]) -> list[list[int]]:
-        return self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+        if not texts:
+            return []
+        try:
+            return self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        except (TypeError, UnicodeError) as error:  # half of a surrogate pair, for instance
+            bad = next((text for text in texts if not text.isprintable()), texts[0])
+            raise DataError(
+                f"the tokenizer cannot read a prompt, perhaps {bad!r:.100}: it takes valid Unicode "
+                "text; mend the prompt or drop the row"
+            ) from error
 
     def _plain_ids(self, texts: list[str]) -> list[list[int]]:
         """Ids with the tokenizer's special tokens, but for an end token after the text.
@@ -72,6 +89,15 @@ class TextCodec:
                 "the prompts are chat messages, but the tokenizer has no chat template; give "
                 "plain text prompts, or a model whose tokenizer has a template"
             )
-        return self.tokenizer.apply_chat_template(
-            list(messages), tokenize=False, add_generation_prompt=True
-        )
+        from jinja2 import TemplateError
+
+        try:
+            return self.tokenizer.apply_chat_template(
+                list(messages), tokenize=False, add_generation_prompt=True
+            )
+        except (TemplateError, TypeError, ValueError) as error:
+            raise DataError(
+                f"the tokenizer's chat template does not take the prompt {messages!r:.200}: "
+                f"{type(error).__name__}: {error}; mend the messages (roles and their order), or "
+                "the template"
+            ) from error

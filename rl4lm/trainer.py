@@ -107,7 +107,7 @@ class ReinforceTrainer:
         self._ends = end_rule(config, self.policy)
         self.learner = Learner(config, self.policy, self.task, self._ends, self.world)
         self._checkpoints = Checkpoints(
-            config, self.policy, self.learner, self.world, len(self.task.train)
+            config, self.policy, self.learner, self.world, self.task.train
         )
         self._start = Start()
         self._watch = Watch(config.to_dict(), {"device": str(self.world.device)})
@@ -353,7 +353,7 @@ class ReinforceTrainer:
         if self.world.is_main:
             for finding in self._watch.observe(stats.metrics, rows):
                 if finding.name not in _SAID_AT_ONCE:
-                    self.screen.warn(f"step {stats.step}: {finding.in_words()}")
+                    self.screen.finding(stats.step, finding)
 
     def _record_evaluation(self, when: str, metrics: dict[str, float]) -> None:
         if not metrics:

@@ -6,6 +6,9 @@ back with `reward` and `detail` added and everything else as it was.
 
 from __future__ import annotations
 
+import codecs
+import contextlib
+import errno
 import json
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +23,7 @@ from rl4lm.types import Example
 Row = Mapping[str, Any]
 
 _REQUIRED = ("prompt", "completion")
+_IDS = "completion_ids"
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -30,23 +34,29 @@ def read_rows(path: Path) -> list[Row]:
             or no rows; names the line.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"--data {str(path)!r} cannot be read: {error}") from error
-    rows = list(_parse(path, text))
+        content = path.read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: a name with a null byte
+        raise DataError(
+            f"--data {str(path)!r:.100} cannot be read: {error}; name a jsonl file"
+        ) from error
+    rows = list(_parse(path, content.removeprefix(codecs.BOM_UTF8)))
     if not rows:
         raise DataError(f"--data {str(path)!r} has no rows; write one JSON object per line")
     return rows
 
 
-def _parse(path: Path, text: str) -> Iterator[Row]:
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
+def _parse(path: Path, content: bytes) -> Iterator[Row]:
+    for number, encoded in enumerate(content.split(b"\n"), start=1):
+        if not encoded.strip():
             continue
         try:
+            line = encoded.decode("utf-8")
             row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{path}, line {number}: not JSON: {error}") from error
+        except (ValueError, RecursionError) as error:  # ValueError: not UTF-8, or a huge number
+            raise DataError(
+                f"{path}, line {number}: not JSON: {error}; write one JSON object per line, in "
+                "UTF-8"
+            ) from error
         missing = [n for n in _REQUIRED if not isinstance(row, dict) or row.get(n) is None]
         if missing:
             raise DataError(
@@ -58,7 +68,21 @@ def _parse(path: Path, text: str) -> Iterator[Row]:
                 f"{path}, line {number}: the completion must be text or a list of messages such as "
                 f'{{"role": "assistant", "content": "text"}}, got {row["completion"]!r:.100}'
             )
+        if not isinstance(row["prompt"], str | list):
+            raise DataError(
+                f"{path}, line {number}: the prompt must be text or a list of messages, got "
+                f"{row['prompt']!r:.100}"
+            )
+        if not _is_ids(row.get("completion_ids")):
+            raise DataError(
+                f"{path}, line {number}: completion_ids must be a list of token ids, got "
+                f"{row['completion_ids']!r:.100}"
+            )
         yield row
+
+
+def _is_ids(value: Any) -> bool:
+    return value is None or (isinstance(value, list) and all(isinstance(v, int) for v in value))
 
 
 def _is_completion(value: Any) -> bool:
@@ -75,7 +99,8 @@ def score_rows(rows: Sequence[Row], name: str) -> list[dict[str, Any]]:
             something that is not a reward.
         RewardFailedError: it raised.
     """
-    columns = [n for n in dict.fromkeys(n for row in rows for n in row) if n not in _REQUIRED]
+    named = dict.fromkeys(name for row in rows for name in row)
+    columns = [name for name in named if name not in (*_REQUIRED, _IDS)]
     rewards = resolve_rewards([name])
     check_columns(rewards, columns)
     examples = [
@@ -83,7 +108,7 @@ def score_rows(rows: Sequence[Row], name: str) -> list[dict[str, Any]]:
         for i, row in enumerate(rows, start=1)
     ]
     texts = [_text(row["completion"]) for row in rows]
-    ids = [row.get("completion_ids") or [] for row in rows]  # a run's own log has them
+    ids = [row.get(_IDS) or [] for row in rows]  # a run's own log has them
     with Scorer(rewards, [1.0]) as scorer:
         scores = scorer(examples, texts, ids, RewardContext(0, 0, 0))
     details = scores.extra.get("detail", [None] * len(rows))
@@ -121,9 +146,15 @@ def write_rows(path: Path, rows: Sequence[Row]) -> None:
     """
     temporary = path.with_name(path.name + ".tmp")
     try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "it is a directory")
         with temporary.open("w", encoding="utf-8") as file:
             for row in rows:
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
         temporary.replace(path)
     except (OSError, UnicodeEncodeError) as error:  # the latter: half of a surrogate pair
-        raise OutputError(f"--out {str(path)!r} cannot be written: {error}") from error
+        with contextlib.suppress(OSError):  # it may never have been made
+            temporary.unlink()
+        raise OutputError(
+            f"--out {str(path)!r} cannot be written: {error}; name a file in a folder that exists"
+        ) from error

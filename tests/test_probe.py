@@ -12,9 +12,9 @@ from transformers.models.llama import modeling_llama
 
 from rl4lm import policy as policy_module
 from rl4lm import probe as probe_module
+from rl4lm.adapters import add_adapter
 from rl4lm.drawing import InverseCdf
 from rl4lm.errors import ModelError, TrainingError
-from rl4lm.loading import add_adapter
 from rl4lm.losses import TokenWeights
 from rl4lm.packability import why_not_packable
 from rl4lm.preparing import inference_mode_of

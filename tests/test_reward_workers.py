@@ -108,6 +108,14 @@ def declared(completions, **columns):
     return batch(completions)
 declared.minimum, declared.maximum = -7.0, 70.0
 
+def thorough(completions, **columns):
+    time.sleep(2 * 0.3)  # twice the limit of these tests
+    return [1.0] * len(completions)
+
+def bounded(completions, **columns):
+    return thorough(completions)
+bounded.seconds_per_sample = 5.0
+
 def sulky(completions, **columns):
     """Hangs whenever it sees several rows."""
     if len(completions) > 1:
@@ -295,6 +303,12 @@ def test_where_a_reward_counts_negatively_the_least_is_its_most(scorer):
 def test_a_reward_can_declare_its_minimum(scorer):
     scores = score(scorer("declared"), "3", "exit", "1")
     assert scores.rewards.tolist() == [[3.0, -7.0, 1.0]]
+
+
+def test_a_reward_that_ends_what_hangs_by_itself_is_given_the_time_for_it(scorer):
+    assert counted(score(scorer("bounded"), "a", "b"), "bounded") == (0, 0, 0, 0)
+    with pytest.raises(RewardFailedError, match="timed out after"):  # the control
+        score(scorer("thorough"), "a", "b")
 
 
 def test_a_minimum_that_is_no_number_is_refused():

@@ -87,9 +87,11 @@ def test_a_line_that_is_no_row_is_refused_by_its_number(text, words, file):
 
 def test_a_file_that_cannot_be_read_is_refused(tmp_path):
     (tmp_path / "binary").write_bytes(b"\xff\xfe")
-    for path in (tmp_path / "none.jsonl", tmp_path, tmp_path / "binary"):
+    for path in (tmp_path / "none.jsonl", tmp_path):
         with pytest.raises(DataError, match=f"--data '{path}' cannot be read"):
             read_rows(path)
+    with pytest.raises(DataError, match=r"binary, line 1: not JSON: 'utf-8' codec"):
+        read_rows(tmp_path / "binary")
 
 
 def test_rewards_that_fail_fail_here_too(file):

@@ -40,10 +40,6 @@ class Finding:
     remedies: tuple[str, ...]
     extent: float = 1.0  # how bad, in a unit of its own; at twice the extent it is said again
 
-    def in_words(self) -> str:
-        """All of it in one line."""
-        return f"{self.name}: {self.seen}; {self.why}. Try: {'; '.join(self.remedies)}"
-
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return {

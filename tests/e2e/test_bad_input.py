@@ -135,7 +135,10 @@ BEFORE_THE_WEIGHTS = [
     (f"{TRAIN} --reward_funcs my.py:needs", "needs the column 'solution'"),
     (f"{TRAIN} --max_prompt_length 3", "2 of the 2 prompts of split 'train' are longer"),
     (f"{TRAIN} --model_name_or_path ./none", "there is no directory './none'"),
-    (f"{TRAIN} --model_name_or_path builtin:tiny", "did you mean 'builtin:tiny-arithmetic'?"),
+    (
+        f"{TRAIN} --model_name_or_path builtin:tiny-arithmetics",
+        "did you mean 'builtin:tiny-arithmetic'?",
+    ),
     (f"{TRAIN} --model_name_or_path models/bert", "is a BertForMaskedLM, not a causal language"),
     (f"{TRAIN} --model_name_or_path models/bare", "there are no tokenizer files"),
     (
@@ -272,7 +275,7 @@ def test_a_user_sees_words_and_no_traceback(folder):
     )
     assert (done.returncode, done.stdout) == (2, "")
     (line,) = done.stderr.splitlines()
-    assert line.startswith("rl4lm: error: the rows of split 'train' have no column 'prompt'")
+    assert line.startswith("rl4lm: error: the rows of 'typo.csv' have no column 'prompt'")
     assert snapshot(folder) == before
 
 
@@ -293,3 +296,57 @@ def test_what_only_one_process_meets_is_said_by_that_process(error, said, monkey
 
     assert run(broken) == 2
     assert ("rl4lm (process 1): error: of row 3" in capsys.readouterr().err) is said
+
+
+# Command lines, each in a process of its own, and what the answer must say.
+AT_ONCE = {
+    "trian": "there is no verb 'trian'; did you mean train?",
+    f"{TRAIN} --learning_rate nan": "learning_rate: 'nan' given, expected a number >= 0",
+    f"{TRAIN} --prompts_per_step 99999999999": "lower one of them",
+    f"{TRAIN} --config twice.yaml": "seed is given twice",
+    f"{TRAIN} --config latin.yaml": "latin.yaml: cannot be read",
+    f"{TRAIN} --dataset_name none.jsonl": "there is no file 'none.jsonl' (looked in",
+    f"{TRAIN} --dataset_name ./none": "there is no file or folder './none' (looked in",
+    f"{TRAIN} --dataset_name empty.jsonl": "is empty; at least one prompt is needed",
+    f"{TRAIN} --dataset_name twice.csv": "has 2 columns called 'answer'; give every column",
+    f"{TRAIN} --dataset_name typo.csv": "no column 'prompt'; did you mean promt?; they have: promt",
+    f"{TRAIN} --dataset_name my.py": "is a .py file; prompts are read from",
+    f"{TRAIN} --reward_funcs nowhere:f": "No module named 'nowhere'; name it as package.module",
+    f"{TRAIN} --reward_funcs syntax.py:f": "SyntaxError: invalid syntax (syntax.py, line 1); mend",
+    f"{TRAIN} --reward_funcs my.py:number": "got int: 3; name a function",
+    f"train --output_dir file {SMALL}": "output_dir 'file' is a file; name a directory",
+    f"train --output_dir run {SMALL}": "already holds a run; choose another directory",
+    f"{TRAIN} --resume_from_checkpoint gone": "there is no folder 'gone'; name a folder",
+    f"{TRAIN} --resume_from_checkpoint run": "it has no manifest.json, so it was never finished",
+    "score --reward rewards.arithmetic:exact_answer": "--data is missing; usage:",
+    "replay run": "name a run and a step; usage:",
+    "replay run --step 1": "'run' holds no run: there is no config.yaml; name the output_dir",
+    "doctor none": "'none' is no directory; name the output_dir of a run",
+}
+
+
+@pytest.mark.parametrize("words", AT_ONCE)
+def test_a_process_of_its_own_answers_bad_input_without_torch(words, folder):
+    files = {"twice.yaml": b"seed: 1\nseed: 2\n", "latin.yaml": b"seed: 1 # \xe9\n"}
+    files |= {"twice.csv": b"prompt,answer,answer\n1+1=,2,2\n", "syntax.py": b"def f(:\n"}
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    before = snapshot(folder)
+    done = subprocess.run(
+        [sys.executable, "-B", "-X", "importtime", "-m", "rl4lm", *words.split()],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    lines = done.stderr.splitlines()
+    imported = {line.rpartition("|")[2].strip() for line in lines if "import time:" in line}
+    said = "\n".join(line for line in lines if "import time:" not in line)
+    assert (done.returncode, done.stdout) == (2, ""), said
+    assert said.startswith("rl4lm: error: ")
+    assert said.count("rl4lm: error: ") == 1
+    assert AT_ONCE[words] in said
+    assert "Traceback" not in said
+    assert "rl4lm.cli" in imported  # so that the list is one of imports
+    assert not imported & {"torch", "transformers", "datasets"}
+    assert snapshot(folder) == before

@@ -186,7 +186,9 @@ def test_a_sampler_that_draws_from_another_policy_is_noticed_on_the_screen(
     for step, text in enumerate(differing, start=1):
         assert text.startswith(f"step {step}: ")
         assert dtype in text
-    assert len(subject.warnings) == len(differing)
+    # Nothing else is said, but that a model which was never trained does not end by itself.
+    others = [text for text in subject.warnings if text not in differing]
+    assert {text.split(": ")[1] for text in others} <= {"completions_cut_off"}
 
 
 def test_every_number_of_a_step_has_a_name_that_rewards_cannot_take(tiny, kit):
