@@ -160,7 +160,8 @@ def assemble_policy(
     )
     world.broadcast([*network.parameters(), *network.buffers()])
     notes = probe(policy, config.fast_path)
-    if not policy.end_token_ids and not config.stop_strings:
+    drawn = [token for token in policy.end_token_ids if token < policy.module.vocabulary]
+    if not drawn and not config.stop_strings:
         notes.append(
             "neither the model nor its tokenizer names an end token: every completion runs to "
             "max_completion_length; name ends with --stop_token_ids or --stop_strings"

@@ -58,7 +58,8 @@ def _end_token_ids(
         ids = getattr(owner, "eos_token_id", None)
         if ids is not None:
             declared = list(ids) if isinstance(ids, (list, tuple)) else [ids]
-            if all(token >= vocabulary for token in declared):
+            # A tokenizer may know more than the model; a checkpoint that contradicts itself is broken.
+            if owner is not tokenizer and all(token >= vocabulary for token in declared):
                 raise ModelError(
                     f"the end token {', '.join(map(str, declared))} of the {type(owner).__name__} "
                     f"can never be drawn: the model knows ids below {vocabulary}; set eos_token_id "

@@ -673,8 +673,15 @@ RESUMED = [
     resume_case(
         "other data",
         write("good.jsonl", ROWS + ROWS),
-        "2 training rows",
-        "now have 4",
+        "2 rows then",
+        "4 now",
+        "give the same data",
+    ),
+    resume_case(
+        "as many other rows",
+        write("good.jsonl", [{**row, "answer": "another"} for row in ROWS]),
+        "2 rows then",
+        "some differ",
         "give the same data",
     ),
 ]
