@@ -470,7 +470,7 @@ async def awaited(completions, **columns):
     ("function", "number", "code"),
     [
         ("alone", signal.SIGTERM, 143),
-        ("awaited", signal.SIGINT, 130),
+        pytest.param("awaited", signal.SIGINT, 130, marks=pytest.mark.slow),
         pytest.param("alone", signal.SIGINT, 130, marks=pytest.mark.slow),
         pytest.param("awaited", signal.SIGTERM, 143, marks=pytest.mark.slow),
     ],

@@ -551,6 +551,7 @@ def test_half_of_the_matrix_is_exact_with_fewer_batches(monkeypatch):
     assert verdicts.count(("another objective", True)) == 4
 
 
+@pytest.mark.slow
 def test_cases_side_by_side_are_those_one_after_the_other(monkeypatch):
     few = list(every_case(ReinforceConfig()))[:3]
     monkeypatch.setattr("rl4lm.verify.every_case", lambda config: iter(few))

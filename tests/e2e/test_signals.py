@@ -30,7 +30,10 @@ def _listen_to_interrupts() -> None:
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize(
     ("number", "code", "word"),
-    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")],
+    [
+        (signal.SIGINT, 130, "interrupted"),
+        pytest.param(signal.SIGTERM, 143, "terminated", marks=pytest.mark.slow),
+    ],
 )
 def test_a_signal_ends_a_run_with_its_exit_code_and_a_whole_log(number, code, word, tmp_path):
     run = tmp_path / "run"
@@ -64,7 +67,7 @@ def test_a_signal_ends_a_run_with_its_exit_code_and_a_whole_log(number, code, wo
     ("function", "name", "code", "word"),
     [
         ("stops", "SIGTERM", 143, "terminated"),
-        ("stops_while_awaited", "SIGINT", 130, "interrupted"),
+        pytest.param("stops_while_awaited", "SIGINT", 130, "interrupted", marks=pytest.mark.slow),
         pytest.param("stops", "SIGINT", 130, "interrupted", marks=pytest.mark.slow),
         pytest.param("stops_while_awaited", "SIGTERM", 143, "terminated", marks=pytest.mark.slow),
     ],
