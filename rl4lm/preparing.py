@@ -58,7 +58,7 @@ def _end_token_ids(
         ids = getattr(owner, "eos_token_id", None)
         if ids is not None:
             declared = list(ids) if isinstance(ids, (list, tuple)) else [ids]
-            # A tokenizer may know more than the model; a checkpoint that contradicts itself is broken.
+            # A tokenizer may know more than the model; a checkpoint that denies itself is broken.
             if owner is not tokenizer and all(token >= vocabulary for token in declared):
                 raise ModelError(
                     f"the end token {', '.join(map(str, declared))} of the {type(owner).__name__} "

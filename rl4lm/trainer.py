@@ -1,15 +1,15 @@
 """A run from beginning to end: assemble, evaluate, learn, evaluate, save.
 
-What a step does is in `learner.py`; this file keeps the files, the screen and the clock.
+What a step does is in `learner.py`, what is told of it in `journal.py`; this file keeps the order
+of things, and the clock.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,32 +19,21 @@ from torch import Tensor
 
 from rl4lm.assembly import Task, assemble_policy, assemble_task, end_rule
 from rl4lm.checkpoint import save_weights
-from rl4lm.config import OPTIONS, ReinforceConfig
+from rl4lm.config import ReinforceConfig
 from rl4lm.console import Screen
-from rl4lm.diagnostics import gap_is_suspicious
 from rl4lm.errors import RewardError, RewardFailedError, SaveError, Stopped, TrainingError
 from rl4lm.evaluate import evaluate
+from rl4lm.journal import Journal
 from rl4lm.learner import NON_FINITE_LIMIT, Learner
 from rl4lm.metrics import peak_memory_bytes
-from rl4lm.preparing import describe
-from rl4lm.provenance import given_in_python, layout
+from rl4lm.provenance import given_in_python
 from rl4lm.resume import Start, check_output, find_start
 from rl4lm.reward_lookup import Reward
-from rl4lm.rules.diagnosis import Watch
 from rl4lm.saving import Checkpoints, unsaved
 from rl4lm.stopping import StopRequest
-from rl4lm.tracking import (
-    RunDirectory,
-    checkpoints,
-    prepare_run_directory,
-    reopen_run_directory,
-    write_unscored,
-)
+from rl4lm.tracking import checkpoints, write_unscored
 from rl4lm.types import Rollout, StepStats, TrainState
 from rl4lm.world import World
-
-# Findings about a single step, which the screen speaks of as soon as it has happened.
-_SAID_AT_ONCE = frozenset({"sampler_gap", "skipped_updates", "gradient_not_finite"})
 
 
 class Callback(Protocol):
@@ -109,13 +98,10 @@ class ReinforceTrainer:
         self._checkpoints = Checkpoints(
             config, self.policy, self.learner, self.world, self.task.train
         )
-        self._start = Start()
-        self._watch = Watch(config.to_dict(), {"device": str(self.world.device)})
         self._before: dict[str, float] = {}  # the evaluation before the first step
         self._seconds = 0.0  # of training, evaluations left out
-        self._evaluations = 0  # lines of eval.jsonl
         self._callbacks = list(callbacks or [])
-        self._given = given_in_python(
+        given = given_in_python(
             model=model,
             processing_class=processing_class,
             peft_config=peft_config,
@@ -123,7 +109,8 @@ class ReinforceTrainer:
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
         )
-        self._introduce(notes)
+        self._journal = Journal(config, self.policy, self.world, self.screen, given)
+        self._journal.introduce(self.task, notes)
 
     @property
     def state(self) -> TrainState:
@@ -169,25 +156,25 @@ class ReinforceTrainer:
 
     def _train(self, start: Start) -> dict[str, Any]:
         self._begin(start)
-        if self._start.checkpoint is None:
+        if start.checkpoint is None:
             self._before = self.evaluate()
             self._record_evaluation("before training", self._before)
         self._loop()
-        if self._directory is not None:
-            save_weights(self.policy, self._directory.path / "model")
+        if self._journal.directory is not None:
+            save_weights(self.policy, self._journal.directory.path / "model")
         after = self.evaluate()
         self._record_evaluation("after training", after)
         summary = self._summary(self._before, after)
-        if self._directory is not None:
-            self._directory.settle()
-            self._directory.write_summary(summary)
+        if self._journal.directory is not None:
+            self._journal.directory.settle()
+            self._journal.directory.write_summary(summary)
         self._show_result(summary)
         self.world.wait()
         return summary
 
     def _begin(self, start: Start) -> None:
         """Stand where the run is to begin; nothing is written yet."""
-        self._start = start
+        self._journal.begin(start, 0)
         self.world.wait()  # so that no process sees what another has begun to write
         for note in start.notes:
             self.screen.warn(note)
@@ -195,7 +182,7 @@ class ReinforceTrainer:
             return
         run = self._checkpoints.restore(start)
         self._before, self._seconds = run["eval_before"], run["train_seconds"]
-        self._evaluations = run["evaluations"] if start.in_place else 0
+        self._journal.begin(start, run["evaluations"] if start.in_place else 0)
         self.screen.note(f"resumed from {start.checkpoint}, after step {self.state.step}")
 
     def evaluate(self) -> dict[str, float]:
@@ -258,7 +245,7 @@ class ReinforceTrainer:
 
     def _after_step(self, stats: StepStats) -> None:
         """Log a finished step, tell whoever listens, evaluate and save where that is due."""
-        self._record_step(stats)
+        self._journal.step(stats)
         for callback in self._callbacks:
             callback.on_step_end(self.state, stats)
         if self.config.eval_steps and stats.step % self.config.eval_steps == 0:
@@ -306,85 +293,20 @@ class ReinforceTrainer:
         run = {
             "eval_before": self._before,
             "train_seconds": self._seconds,
-            "evaluations": self._evaluations,
+            "evaluations": self._journal.evaluations,
         }
         try:
-            return self._checkpoints.save(self._directory, run)
+            return self._checkpoints.save(self._journal.directory, run)
         except SaveError as error:
-            assert self._directory is not None
-            saved = list(checkpoints(self._directory.path).values())
+            assert self._journal.directory is not None
+            saved = list(checkpoints(self._journal.directory.path).values())
             self.screen.warn(unsaved(error, saved[-1] if saved else None))
             return None
 
-    @cached_property
-    def _directory(self) -> RunDirectory | None:
-        """The run directory on the main process, None elsewhere or where nothing is written.
-
-        Made when there is something to write, so that a reward that breaks at its first call
-        costs no earlier run its files.
-        """
-        if self.config.output_dir is None or not self.world.is_main:
-            return None
-        path = Path(self.config.output_dir)
-        trouble: Callable[[str], None] = self.screen.trouble
-        if self._start.in_place:
-            directory = reopen_run_directory(path, self._start.step, self._evaluations, trouble)
-        else:
-            directory = prepare_run_directory(path, trouble)
-        directory.write_config(self.config.to_dict(), {**layout(self.world), **self._given})
-        return directory
-
-    def _record_step(self, stats: StepStats) -> None:
-        rows = self.world.gather_lists(stats.completions)
-        if self._directory is not None:
-            self._directory.log_step(stats.metrics)
-            if rows:  # a further step on the same completions has none of its own
-                self._directory.log_completions(stats.step, rows)
-        self.screen.step(stats.step, stats.metrics)
-        every = self.config.sample_table_steps
-        if rows and every and (stats.step - 1) % every < self.config.num_iterations:
-            # One of each prompt: the samples of one prompt look much alike.
-            self.screen.completions(stats.step, [row for row in rows if row["sample"] == 0])
-        if not stats.metrics["updated"]:
-            self.screen.skipped(stats.step, stats.metrics)
-        dtype = self.policy.compute_dtype
-        if gap_is_suspicious(stats.metrics, dtype):
-            self.screen.gap(stats.step, stats.metrics, str(dtype).removeprefix("torch."))
-        if self.world.is_main:
-            for finding in self._watch.observe(stats.metrics, rows):
-                if finding.name not in _SAID_AT_ONCE:
-                    self.screen.finding(stats.step, finding)
-
     def _record_evaluation(self, when: str, metrics: dict[str, float]) -> None:
-        if not metrics:
-            return
-        if self._directory is not None:  # before counting: it may cut back what was logged
-            self._directory.log_eval({"step": self.state.step, **metrics})
-        self._evaluations += 1
-        self._checkpoints.note_evaluation(self.state.step, metrics)
-        self.screen.evaluation(when, metrics)
-
-    def _introduce(self, notes: Sequence[str]) -> None:
-        sizes = describe(self.policy.module.model)
-        threads = torch.get_num_threads()
-        self.screen.note(
-            f"{sizes['parameters']:,} parameters, {sizes['trainable']:,} of them trained; "
-            f"{self.config.prompts_per_step} prompts x {self.config.num_generations} completions "
-            f"a step, baseline {self.config.resolved_baseline}; {self.world.size} "
-            f"process{'es' if self.world.size > 1 else ''} on {self.world.device.type}, "
-            f"{threads} thread{'s' if threads > 1 else ''}"
-        )
-        self.screen.note(f"rewards: {self.task.judges.scorer.describe()}")
-        named = self.config.reward_funcs != OPTIONS["reward_funcs"].default
-        if named and "reward_funcs given in Python" in self._given:
-            self.screen.warn("reward_funcs of the configuration is not used: functions were given")
-        if not self.task.held_out and self.config.eval_samples:
-            self.screen.note(
-                f"there is no split {self.config.dataset_test_split!r}: before and after are "
-                "measured on training prompts"
-            )
-        for note in [*self.task.notes, *notes]:
-            self.screen.note(note)
+        if metrics:
+            self._journal.evaluation(self.state.step, when, metrics)
+            self._checkpoints.note_evaluation(self.state.step, metrics)
 
     def _summary(self, before: dict[str, float], after: dict[str, float]) -> dict[str, Any]:
         state = self.state

@@ -1,0 +1,133 @@
+"""What is told of a run as it happens: to the run directory, and to whoever watches the screen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from rl4lm.assembly import Task
+from rl4lm.config import OPTIONS, ReinforceConfig
+from rl4lm.console import Screen
+from rl4lm.diagnostics import gap_is_suspicious
+from rl4lm.policy import Policy
+from rl4lm.preparing import describe
+from rl4lm.provenance import layout
+from rl4lm.resume import Start
+from rl4lm.rules.diagnosis import Watch
+from rl4lm.tracking import RunDirectory, prepare_run_directory, reopen_run_directory
+from rl4lm.types import StepStats
+from rl4lm.world import World
+
+# Findings about a single step, which the screen speaks of as soon as it has happened.
+_SAID_AT_ONCE = frozenset({"sampler_gap", "skipped_updates", "gradient_not_finite"})
+
+
+class Journal:
+    """Writes and shows the steps and evaluations of a run; every process calls every method."""
+
+    def __init__(
+        self,
+        config: ReinforceConfig,
+        policy: Policy,
+        world: World,
+        screen: Screen,
+        given: Mapping[str, str],
+    ) -> None:
+        """Begin with nothing told.
+
+        Args:
+            config: the options of the run.
+            policy: whose precision says which gap is suspicious.
+            world: the processes; the main one writes.
+            screen: where a person looks.
+            given: what was handed over as an object, for the head of config.yaml.
+        """
+        self._config = config
+        self._policy = policy
+        self._world = world
+        self._screen = screen
+        self._given = given
+        self._watch = Watch(config.to_dict(), {"device": str(world.device)})
+        self._start = Start()
+        self.evaluations = 0  # lines of eval.jsonl
+
+    def begin(self, start: Start, evaluations: int) -> None:
+        """Go on from where a run begins, with so many evaluations in the log already."""
+        self._start = start
+        self.evaluations = evaluations
+
+    @cached_property
+    def directory(self) -> RunDirectory | None:
+        """The run directory on the main process, None elsewhere or where nothing is written.
+
+        Made when there is something to write, so that a reward that breaks at its first call
+        costs no earlier run its files.
+        """
+        if self._config.output_dir is None or not self._world.is_main:
+            return None
+        path, trouble = Path(self._config.output_dir), self._screen.trouble
+        if self._start.in_place:
+            directory = reopen_run_directory(path, self._start.step, self.evaluations, trouble)
+        else:
+            directory = prepare_run_directory(path, trouble)
+        directory.write_config(self._config.to_dict(), {**layout(self._world), **self._given})
+        return directory
+
+    def introduce(self, task: Task, notes: Sequence[str]) -> None:
+        """Say what is about to be trained, and how."""
+        config, world, screen = self._config, self._world, self._screen
+        sizes = describe(self._policy.module.model)
+        threads = torch.get_num_threads()
+        screen.note(
+            f"{sizes['parameters']:,} parameters, {sizes['trainable']:,} of them trained; "
+            f"{config.prompts_per_step} prompts x {config.num_generations} completions "
+            f"a step, baseline {config.resolved_baseline}; {world.size} "
+            f"process{'es' if world.size > 1 else ''} on {world.device.type}, "
+            f"{threads} thread{'s' if threads > 1 else ''}"
+        )
+        screen.note(f"rewards: {task.judges.scorer.describe()}")
+        named = config.reward_funcs != OPTIONS["reward_funcs"].default
+        if named and "reward_funcs given in Python" in self._given:
+            screen.warn("reward_funcs of the configuration is not used: functions were given")
+        if not task.held_out and config.eval_samples:
+            screen.note(
+                f"there is no split {config.dataset_test_split!r}: before and after are "
+                "measured on training prompts"
+            )
+        for note in [*task.notes, *notes]:
+            screen.note(note)
+
+    def step(self, stats: StepStats) -> None:
+        """Log and show a finished step."""
+        rows = self._world.gather_lists(stats.completions)
+        if self.directory is not None:
+            self.directory.log_step(stats.metrics)
+            if rows:  # a further step on the same completions has none of its own
+                self.directory.log_completions(stats.step, rows)
+        self._screen.step(stats.step, stats.metrics)
+        every = self._config.sample_table_steps
+        if rows and every and (stats.step - 1) % every < self._config.num_iterations:
+            # One of each prompt: the samples of one prompt look much alike.
+            self._screen.completions(stats.step, [row for row in rows if row["sample"] == 0])
+        self._warn(stats, rows)
+
+    def _warn(self, stats: StepStats, rows: Sequence[Mapping[str, object]]) -> None:
+        if not stats.metrics["updated"]:
+            self._screen.skipped(stats.step, stats.metrics)
+        dtype = self._policy.compute_dtype
+        if gap_is_suspicious(stats.metrics, dtype):
+            self._screen.gap(stats.step, stats.metrics, str(dtype).removeprefix("torch."))
+        if self._world.is_main:
+            for finding in self._watch.observe(stats.metrics, rows):
+                if finding.name not in _SAID_AT_ONCE:
+                    self._screen.finding(stats.step, finding)
+
+    def evaluation(self, step: int, when: str, metrics: Mapping[str, float]) -> None:
+        """Log and show an evaluation."""
+        if self.directory is not None:  # before counting: it may cut back what was logged
+            self.directory.log_eval({"step": step, **metrics})
+        self.evaluations += 1
+        self._screen.evaluation(when, metrics)
