@@ -48,7 +48,7 @@ class Journal:
         self._config = config
         self._policy = policy
         self._world = world
-        self._screen = screen
+        self.screen = screen
         self._given = given
         self._watch = Watch(config.to_dict(), {"device": str(world.device)})
         self._start = Start()
@@ -68,7 +68,7 @@ class Journal:
         """
         if self._config.output_dir is None or not self._world.is_main:
             return None
-        path, trouble = Path(self._config.output_dir), self._screen.trouble
+        path, trouble = Path(self._config.output_dir), self.screen.trouble
         if self._start.in_place:
             directory = reopen_run_directory(path, self._start.step, self.evaluations, trouble)
         else:
@@ -78,7 +78,7 @@ class Journal:
 
     def introduce(self, task: Task, notes: Sequence[str]) -> None:
         """Say what is about to be trained, and how."""
-        config, world, screen = self._config, self._world, self._screen
+        config, world, screen = self._config, self._world, self.screen
         sizes = describe(self._policy.module.model)
         threads = torch.get_num_threads()
         screen.note(
@@ -107,27 +107,27 @@ class Journal:
             self.directory.log_step(stats.metrics)
             if rows:  # a further step on the same completions has none of its own
                 self.directory.log_completions(stats.step, rows)
-        self._screen.step(stats.step, stats.metrics)
+        self.screen.step(stats.step, stats.metrics)
         every = self._config.sample_table_steps
         if rows and every and (stats.step - 1) % every < self._config.num_iterations:
             # One of each prompt: the samples of one prompt look much alike.
-            self._screen.completions(stats.step, [row for row in rows if row["sample"] == 0])
+            self.screen.completions(stats.step, [row for row in rows if row["sample"] == 0])
         self._warn(stats, rows)
 
     def _warn(self, stats: StepStats, rows: Sequence[Mapping[str, object]]) -> None:
         if not stats.metrics["updated"]:
-            self._screen.skipped(stats.step, stats.metrics)
+            self.screen.skipped(stats.step, stats.metrics)
         dtype = self._policy.compute_dtype
         if gap_is_suspicious(stats.metrics, dtype):
-            self._screen.gap(stats.step, stats.metrics, str(dtype).removeprefix("torch."))
+            self.screen.gap(stats.step, stats.metrics, str(dtype).removeprefix("torch."))
         if self._world.is_main:
             for finding in self._watch.observe(stats.metrics, rows):
                 if finding.name not in _SAID_AT_ONCE:
-                    self._screen.finding(stats.step, finding)
+                    self.screen.finding(stats.step, finding)
 
     def evaluation(self, step: int, when: str, metrics: Mapping[str, float]) -> None:
         """Log and show an evaluation."""
         if self.directory is not None:  # before counting: it may cut back what was logged
             self.directory.log_eval({"step": step, **metrics})
         self.evaluations += 1
-        self._screen.evaluation(when, metrics)
+        self.screen.evaluation(when, metrics)

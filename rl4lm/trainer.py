@@ -86,8 +86,8 @@ class ReinforceTrainer:
         self.world.use_threads(config.torch_threads)
         self.world.share(config.prompts_per_step, "prompts_per_step")
         check_output(config)
-        self.screen = screen or Screen(logging_steps=config.logging_steps)
-        self.screen.only_if(self.world.is_main)
+        screen = screen or Screen(logging_steps=config.logging_steps)
+        screen.only_if(self.world.is_main)
         self.task: Task = assemble_task(config, _listed(reward_funcs), train_dataset, eval_dataset)
         splits = [self.task.train, self.task.evaluation]
         self.policy, notes = assemble_policy(
@@ -109,8 +109,13 @@ class ReinforceTrainer:
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
         )
-        self._journal = Journal(config, self.policy, self.world, self.screen, given)
+        self._journal = Journal(config, self.policy, self.world, screen, given)
         self._journal.introduce(self.task, notes)
+
+    @property
+    def screen(self) -> Screen:
+        """Where progress is shown."""
+        return self._journal.screen
 
     @property
     def state(self) -> TrainState:

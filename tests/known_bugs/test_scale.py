@@ -330,7 +330,7 @@ def test_what_is_shown_of_a_step_says_whether_it_learns(tiny, capsys, kit):
             heard.append(stats)
 
     run = kit.Run(tiny, logging_steps=1, max_steps=3, learning_rate=1e-3)
-    run.trainer.screen = Screen(logging_steps=1)
+    run.trainer._journal.screen = Screen(logging_steps=1)
     run.trainer._callbacks.append(Listener())
     run.trainer.train()
     shown = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step ")]
