@@ -13,6 +13,7 @@ from rl4lm.errors import ConfigError
 from rl4lm.logged import check_run
 from rl4lm.options import OptionParser, add_config_arguments, config_from
 from rl4lm.reward_lookup import resolve_rewards
+from rl4lm.rowfile import read_rows, write_rows
 
 _VERIFY = (
     "use_peft",
@@ -49,9 +50,10 @@ def score(argv: Sequence[str]) -> None:
         if getattr(namespace, name) is None:
             raise ConfigError(f"--{name} is missing; usage: {parser.format_usage()[7:].strip()}")
     resolve_rewards([namespace.reward])
-    from rl4lm.workbench import read_rows, score_rows, summarize_scores, write_rows
+    rows = read_rows(Path(namespace.data))
+    from rl4lm.workbench import score_rows, summarize_scores
 
-    scored = score_rows(read_rows(Path(namespace.data)), namespace.reward)
+    scored = score_rows(rows, namespace.reward)
     if namespace.out is not None:
         write_rows(Path(namespace.out), scored)
     summary = summarize_scores(scored)

@@ -7,7 +7,8 @@ import json
 import pytest
 
 from rl4lm.errors import DataError, OutputError, RewardError, RewardFailedError
-from rl4lm.workbench import read_rows, score_rows, summarize_scores, write_rows
+from rl4lm.rowfile import read_rows, write_rows
+from rl4lm.workbench import score_rows, summarize_scores
 
 EXACT = "rewards.arithmetic:exact_answer"
 
