@@ -100,6 +100,7 @@ def test_a_checkpoint_that_does_not_fit_ends_no_run_and_costs_no_earlier_one(tmp
     assert not [name for name in found["left"] if name.endswith(".partial")]
 
 
+@pytest.mark.slow
 @needs_mount
 @pytest.mark.timeout(240)
 def test_where_not_even_a_line_fits_the_run_ends_loudly_with_its_last_checkpoint(tmp_path):

@@ -84,7 +84,7 @@ def logged(folder: Path) -> list[dict]:
     ("reward", "counter"),
     [
         ("hangs", "timeouts"),
-        ("crashes", "crashes"),
+        pytest.param("crashes", "crashes", marks=pytest.mark.slow),
         pytest.param("eats", "crashes", marks=pytest.mark.slow),
     ],
 )
@@ -128,6 +128,7 @@ def test_a_reward_that_is_wrong_stops_the_run_and_what_was_sampled_is_kept(
     assert scored.returncode == 0, scored.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_rows_at_which_a_reward_raises_are_masked_where_that_was_asked_for(tmp_path):
     done, _ = train(tmp_path, "raises", "--on_reward_error", "mask")
