@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 OUT    ?= runs/arithmetic
+# Files of tests side by side: most of them wait for programs that they start.
+JOBS   ?= 2
 
 .PHONY: setup train test slow check format clean
 
@@ -21,7 +23,7 @@ train: setup
 	$(BIN)/rl4lm train --output_dir $(OUT) --overwrite_output_dir $(ARGS)
 
 test: setup
-	$(BIN)/python -m pytest -q $(ARGS)
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile $(ARGS)
 
 slow: setup
 	$(BIN)/python -m pytest -q -m slow $(ARGS)
