@@ -139,7 +139,9 @@ class Pretender:
 
 
 @pytest.mark.parametrize(
-    "value", [len, (i for i in ()), object(), Pretender(), [1, {2: print}], int, iter([]), range(3)]
+    "value",
+    [len, (i for i in ()), object(), Pretender(), [1, {2: print}], int, iter([]), range(3)],
+    ids=["function", "generator", "object", "pretender", "nested", "type", "iterator", "range"],
 )
 def test_what_is_no_plain_data_is_refused(value: Any) -> None:
     with pytest.raises(NotPlain, match="not plain data"):
