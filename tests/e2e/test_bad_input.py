@@ -280,7 +280,9 @@ def test_a_user_sees_words_and_no_traceback(folder):
 
 
 def test_torch_is_what_the_control_of_these_tests_finds(folder):
-    _, heavy, _ = answer([f"{SCORE} none.jsonl"], folder)
+    row = '{"prompt": "1+1=", "completion": "2", "answer": "2"}\n'
+    (folder / "fine.jsonl").write_text(row)
+    _, heavy, _ = answer([f"{SCORE} fine.jsonl"], folder)
     assert torch.__name__ in heavy
 
 

@@ -66,7 +66,7 @@ def test_an_item_that_loses_its_server_twice_is_never_scored(make_sandbox):
         tries.append(item)
         with runner.start(JOB) as session:
             kill_server(runner)
-            return session.ask(b"1")
+            return session.ask(b"sum(range(10**8))")  # longer than it takes to be killed
 
     with make_sandbox() as sandbox:
         with pytest.raises(SandboxFailed, match="twice"):
