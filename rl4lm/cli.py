@@ -78,7 +78,7 @@ def run(action: Callable[[], object]) -> int:
     except KeyboardInterrupt as stop:
         number = stop.number if isinstance(stop, Stopped) else signal.SIGINT
         word = "terminated" if number == signal.SIGTERM else "interrupted"
-        said = str(stop) or "the log so far is kept, weights of an unfinished run are not saved"
+        said = str(stop) or "what was logged and saved so far is kept"
         if _is_first_process():
             print(f"rl4lm: {word}; {said}", file=sys.stderr)
         return 128 + number

@@ -15,17 +15,11 @@ from torch import Tensor
 
 from rl4lm.kl import k1, k3
 from rl4lm.losses import clipped_shares, importance_ratio
+from rl4lm.rules.update import EXPECTED_GAPS
 from rl4lm.types import Experience, Rollout
 
 Numbers = Mapping[str, float]
 
-# Mean and largest gap between sampling and training log-probs that rounding explains. In bfloat16
-# the largest grows with the number of tokens, so that only the mean says anything.
-EXPECTED_GAPS: Mapping[torch.dtype, tuple[float, float]] = {
-    torch.float64: (1e-10, 1e-8),
-    torch.float32: (1e-4, 5e-3),
-    torch.bfloat16: (5e-2, math.inf),
-}
 _MEASURED_ELEMENTS = 2**26  # gradient entries that are kept a second time to measure the noise
 
 
@@ -141,7 +135,8 @@ def signal_metrics(numbers: Numbers, completions: int) -> dict[str, float | None
 def gap_is_suspicious(metrics: Mapping[str, float | None], dtype: torch.dtype) -> bool:
     """Whether the sampler gap is larger than rounding in this dtype explains."""
     mean, largest = metrics.get("sampler_gap_mean"), metrics.get("sampler_gap_max")
-    expected_mean, expected_max = EXPECTED_GAPS.get(dtype, EXPECTED_GAPS[torch.bfloat16])
+    name = str(dtype).removeprefix("torch.")
+    expected_mean, expected_max = EXPECTED_GAPS.get(name, EXPECTED_GAPS["bfloat16"])
     if mean is None or largest is None:
         return False
     return not (mean <= expected_mean and largest <= expected_max)

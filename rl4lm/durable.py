@@ -56,7 +56,7 @@ def begin(folder: Path) -> Path:
 
 
 def seal(partial: Path, facts: Mapping[str, Any]) -> None:
-    """Bring every file to the disk, and the manifest last.
+    """Write the manifest; `finish` brings everything to the disk before it gives the name.
 
     Args:
         partial: of `begin`, filled.
@@ -65,7 +65,6 @@ def seal(partial: Path, facts: Mapping[str, Any]) -> None:
     files = sorted(path for path in partial.rglob("*") if path.is_file())
     listed = {}
     for path in files:
-        sync(path)
         listed[path.relative_to(partial).as_posix()] = _fingerprint(path)
     manifest = {"format": _FORMAT, **facts, "files": listed}
     replace_text(partial / MANIFEST, json.dumps(manifest, indent=1) + "\n")

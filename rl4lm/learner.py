@@ -160,8 +160,8 @@ class Learner:
 
     def rank_state(self) -> dict[str, Any]:
         """What this process alone knows: its random states, and the experience of a window."""
-        within = self.in_window and self._experience is not None
-        kept = experience_state(self._experience) if within and self._experience else None
+        e = self._experience
+        kept = experience_state(e) if e is not None and self.in_window else None
         worst = self.gatherer.scorer.worst
         return {"random": random_states(), "experience": kept, "worst_rewards": worst}
 

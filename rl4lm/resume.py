@@ -33,7 +33,6 @@ class Start:
     checkpoint: Path | None = None  # None = at step 0
     facts: Mapping[str, Any] | None = None  # of the checkpoint's manifest
     in_place: bool = False  # the checkpoint is one of the output directory's own
-    clears: bool = False  # what the output directory holds may go
     notes: tuple[str, ...] = ()  # for the screen
 
     @property
@@ -110,7 +109,7 @@ def _as_text(asked: str | bool) -> str | None:
 def _fresh(output: Path | None, overwrite: bool) -> Start:
     if output is not None:
         check_run_directory(output, overwrite)
-    return Start(clears=True)
+    return Start()
 
 
 def _newest(output: Path | None, thorough: bool) -> Start:
@@ -137,7 +136,7 @@ def _newest(output: Path | None, thorough: bool) -> Start:
         )
     if holds_a_run(output):
         notes.append("there is no complete checkpoint yet, so that the run starts over")
-    return Start(clears=True, notes=tuple(notes))
+    return Start(notes=tuple(notes))
 
 
 def _holds_results(output: Path) -> bool:

@@ -242,7 +242,10 @@ class ReinforceTrainer:
         if self.config.output_dir is None or not error.sampled:
             return error
         step, rank = self.state.step + 1, self.world.rank
-        path = write_unscored(Path(self.config.output_dir), step, rank, error.sampled)
+        try:
+            path = write_unscored(Path(self.config.output_dir), step, rank, error.sampled)
+        except SaveError as full:  # must not hide what the reward did
+            return type(error)(f"{error}\nthe completions of step {step} are not kept: {full}")
         return type(error)(
             f"{error}\nthe completions of step {step} are kept: rl4lm score --reward NAME --data "
             f"{path} asks the reward about them again"

@@ -21,7 +21,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from rl4lm import diagnostics
 from rl4lm.doctor import diagnose, show
 from rl4lm.errors import DataError
 from rl4lm.rules import update
@@ -409,13 +408,6 @@ def test_a_gap_is_measured_against_the_precision_of_the_run(tmp_path):
     assert found_in(run, tmp_path) == {}
     run.config["dtype"] = "float32"
     assert found_in(run, tmp_path / "float32") == {"sampler_gap": "warning"}
-
-
-def test_the_bounds_of_the_gap_are_those_of_the_trainer():
-    by_name = {
-        str(dtype).removeprefix("torch."): v for dtype, v in diagnostics.EXPECTED_GAPS.items()
-    }
-    assert by_name == update.EXPECTED_GAPS
 
 
 @pytest.mark.parametrize(

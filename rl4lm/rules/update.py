@@ -19,7 +19,7 @@ from rl4lm.rules.findings import (
 )
 
 # Mean gap between sampling and training log-probs, and the largest in a step, that rounding
-# explains: by name the bounds of rl4lm.diagnostics, which needs torch.
+# explains. In bfloat16 the largest grows with the number of tokens: only the mean says anything.
 EXPECTED_GAPS: Mapping[str, tuple[float, float]] = {
     "float64": (1e-10, 1e-8),
     "float32": (1e-4, 5e-3),
