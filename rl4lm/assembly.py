@@ -24,6 +24,7 @@ from rl4lm.probe import probe
 from rl4lm.reward_lookup import NamedReward, Reward, check_columns, resolve_rewards
 from rl4lm.sampling import EndRule
 from rl4lm.scoring import Scorer
+from rl4lm.sharding import shard
 from rl4lm.text import TextCodec
 from rl4lm.world import World
 
@@ -160,6 +161,10 @@ def assemble_policy(
     )
     world.broadcast([*network.parameters(), *network.buffers()])
     notes = probe(policy, config.fast_path)
+    if world.sharding is not None:
+        policy.shards = shard(
+            policy.module, policy.module.causal_lm, world.sharding, world.device, world.most
+        )
     drawn = [token for token in policy.end_token_ids if token < policy.module.vocabulary]
     if not drawn and not config.stop_strings:
         notes.append(

@@ -17,6 +17,7 @@ from rl4lm.diagnostics import half_noise, halves, measured_tensors
 from rl4lm.errors import TrainingError
 from rl4lm.losses import TokenWeights
 from rl4lm.policy import Policy
+from rl4lm.sharding import whole
 from rl4lm.types import Experience, Rollout
 from rl4lm.world import World
 
@@ -70,9 +71,10 @@ class Backward:
 
         met, kept, other = self._within_memory(e.rollout, one_after_the_other)
         self._world.sum_gradients(self.parameters)
-        kept = self._world.sum(kept)
+        kept = [whole(tensor) for tensor in self._world.sum(kept)]
         count = -(-(e.num_completions // group) // 2) * group  # the even places of the whole step
-        noise = half_noise(kept, [gradient_of(p) for p in measured], count, e.num_completions)
+        total = [whole(gradient_of(p)) for p in measured]
+        noise = half_noise(kept, total, count, e.num_completions)
         return torch.where(first, met, other), noise
 
     def by_name(self, rollout: Rollout, weights: TokenWeights) -> dict[str, Tensor]:
@@ -80,7 +82,7 @@ class Backward:
         self.whole(rollout, weights)
         result = {}
         for name, parameter in self._policy.trainable().items():
-            result[name] = gradient_of(parameter).clone()
+            result[name] = whole(gradient_of(parameter)).clone()
             parameter.grad = None
         return result
 
@@ -92,7 +94,8 @@ class Backward:
     def _within_memory(self, rollout: Rollout, passes: Callable[[], T]) -> T:
         """Make passes from gradients of zero; again with smaller micro-batches if memory runs out.
 
-        Nothing has been told to other processes yet, so that each may try again for itself.
+        Nothing has been told to other processes yet, so that each may try again for itself; not so
+        where parameters are dealt, and the others wait in the middle of a pass.
         """
         while True:
             self._clear()
@@ -106,6 +109,12 @@ class Backward:
                 torch.cuda.empty_cache()
 
     def _halve(self, rollout: Rollout, error: Exception) -> None:
+        if self._policy.shards:
+            raise TrainingError(
+                f"the device has no memory for a micro-batch of {self.max_tokens} tokens, and "
+                "with sharded parameters one process cannot try again alone: set a smaller "
+                "max_tokens_per_micro_batch, or activation_checkpointing"
+            ) from error
         longest = rollout.prompt_mask.shape[1] + rollout.completion_mask.shape[1]
         if self.max_tokens <= longest:
             raise TrainingError(

@@ -18,43 +18,79 @@ from torch import Tensor
 from rl4lm import durable
 from rl4lm.errors import DataError, SaveError
 from rl4lm.policy import Policy
+from rl4lm.sharding import dealt_like, whole_on_main
 from rl4lm.tracking import checkpoints
 
 _STATE = "trainer_state.pt"
 
 
-def save_weights(policy: Policy, directory: Path) -> None:
+Weights = Mapping[str, Tensor]
+
+
+def whole_weights(policy: Policy, keep: bool) -> Weights | None:
+    """The weights put together where they are dealt over the processes, which all call this.
+
+    Args:
+        policy: whose weights.
+        keep: hold on to them: on the process that is going to write them.
+
+    Returns:
+        Name -> tensor on the CPU; None where they are not dealt, or not kept.
+    """
+    if not policy.shards:
+        return None
+    seen: dict[int, Tensor] = {}  # tied weights are one tensor under several names, and stay one
+    result = {}
+    for name, tensor in policy.module.model.state_dict(keep_vars=True).items():
+        if id(tensor) not in seen:
+            seen[id(tensor)] = whole_on_main(tensor, keep)
+        result[name] = seen[id(tensor)]
+    return result if keep else None
+
+
+def save_weights(policy: Policy, directory: Path, weights: Weights | None = None) -> None:
     """Save the weights and the tokenizer so that ``from_pretrained`` reads them.
 
     A full model is saved whole, an adapter alone in peft's format. The directory appears under
     its name only when it is complete.
 
+    Args:
+        policy: what is saved.
+        directory: where to.
+        weights: of `whole_weights`.
+
     Raises:
         SaveError: the disk is full or not writable; what stood there before is still there.
     """
-    _write(policy, directory, None, None)
+    _write(policy, directory, weights, None, None)
 
 
 def save_checkpoint(
-    policy: Policy, directory: Path, state: Mapping[str, Any], facts: Mapping[str, Any]
+    policy: Policy,
+    directory: Path,
+    weights: Weights | None,
+    state: Mapping[str, Any],
+    facts: Mapping[str, Any],
 ) -> None:
     """`save_weights` with the state of training, and sealed.
 
     Args:
         policy: what is saved.
         directory: of `rl4lm.tracking.checkpoint_path`.
+        weights: of `whole_weights`.
         state: tensors and plain values.
         facts: plain values of the manifest: what a run must agree with to go on from here.
 
     Raises:
         SaveError: the disk is full or not writable; every earlier checkpoint is still there.
     """
-    _write(policy, directory, state, facts)
+    _write(policy, directory, weights, state, facts)
 
 
 def _write(
     policy: Policy,
     directory: Path,
+    weights: Weights | None,
     state: Mapping[str, Any] | None,
     facts: Mapping[str, Any] | None,
 ) -> None:
@@ -62,7 +98,9 @@ def _write(
         partial = durable.begin(directory)
         try:
             # nn.Module declares every attribute as a tensor or a module, methods included.
-            policy.module.model.save_pretrained(partial)  # type: ignore[operator]
+            policy.module.model.save_pretrained(  # type: ignore[operator]
+                partial, state_dict=None if weights is None else dict(weights)
+            )
             policy.codec.tokenizer.save_pretrained(partial)
             if state is not None:
                 torch.save(dict(state), partial / _STATE)
@@ -102,27 +140,33 @@ def load_checkpoint(directory: Path, policy: Policy) -> dict[str, Any]:
     try:
         weights: dict[str, Tensor] = {}
         for path in sorted(directory.glob("*.safetensors")):
-            weights |= load_file(path, device=str(policy.device))
+            weights |= load_file(path, device="cpu")
         _put(policy, weights)
         return torch.load(directory / _STATE, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, SafetensorError, KeyError, EOFError) as error:
         raise DataError(f"the checkpoint {str(directory)!r} cannot be read: {error}") from error
 
 
-def _put(policy: Policy, weights: Mapping[str, Tensor]) -> None:
+@torch.no_grad()
+def _put(policy: Policy, weights: Weights) -> None:
     """Overwrite the policy's weights by those of a checkpoint, and insist that none is left out."""
     model: Any = policy.module.model
+    places, tied = model.state_dict(), set(getattr(model, "all_tied_weights_keys", None) or {})
     if hasattr(model, "peft_config"):
-        from peft import set_peft_model_state_dict
+        from peft import get_peft_model_state_dict
 
-        set_peft_model_state_dict(model, dict(weights))
-        missing = [n for n in policy.trainable() if n.replace(".default", "") not in weights]
-    else:
-        report = model.load_state_dict(dict(weights), strict=False)
-        tied = set(getattr(model, "all_tied_weights_keys", None) or {})
-        missing = [name for name in report.missing_keys if name not in tied]
+        places, tied = get_peft_model_state_dict(model), set()
+    missing = [name for name in places if name not in weights and name not in tied]
     if missing or not weights:
         raise KeyError(f"it lacks {len(missing)} of the policy's tensors, such as {missing[:1]}")
+    for name in places.keys() & weights.keys():
+        _copy(weights[name], places[name], name)
+
+
+def _copy(weight: Tensor, place: Tensor, name: str) -> None:
+    if weight.shape != place.shape:
+        raise RuntimeError(f"{name} is {list(weight.shape)} there and {list(place.shape)} here")
+    place.copy_(dealt_like(weight, place))
 
 
 def keep_newest(run: Path, limit: int | None, best: int | None) -> list[Path]:

@@ -58,18 +58,19 @@ def evaluate(
     """
     wanted = range(min(samples, len(data)))[world.rank :: world.size]
     records: list[dict[str, Any]] = []
-    for indices in _batches(wanted):
-        examples = data.examples(indices)
-        with sampling_mode(policy):
-            rollout = generate(
-                policy,
-                policy.codec.encode([example.prompt for example in examples]),
-                greedy,
-                num_generations=1,
-                max_completion_length=max_completion_length,
-                ends=ends,
-            )
-        records += _records(policy, examples, rollout, scorer, accuracy, context)
+    with policy.shards.gathered():  # the processes may differ in batches
+        for indices in _batches(wanted):
+            examples = data.examples(indices)
+            with sampling_mode(policy):
+                rollout = generate(
+                    policy,
+                    policy.codec.encode([example.prompt for example in examples]),
+                    greedy,
+                    num_generations=1,
+                    max_completion_length=max_completion_length,
+                    ends=ends,
+                )
+            records += _records(policy, examples, rollout, scorer, accuracy, context)
     return summarize(world.gather_lists(records), scorer.names)
 
 

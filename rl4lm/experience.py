@@ -88,13 +88,14 @@ class Gatherer:
             watch: told of what took how long.
         """
         examples = self.examples(step)
-        with self._open_scores(examples, context) as early:
-            rollout = self.sample(examples, step, early.listener)
-            watch.lap("sample")
-            texts, scores = self._scored(early, examples, rollout)
-            watch.lap("score")
-        keys = self.prompt_keys(step)
-        gathered = self.centre(keys, examples, rollout, texts, scores, state)
+        with self._policy.shards.gathered():
+            with self._open_scores(examples, context) as early:
+                rollout = self.sample(examples, step, early.listener)
+                watch.lap("sample")
+                texts, scores = self._scored(early, examples, rollout)
+                watch.lap("score")
+            keys = self.prompt_keys(step)
+            gathered = self.centre(keys, examples, rollout, texts, scores, state)
         watch.lap("centre")
         return gathered
 

@@ -40,6 +40,7 @@ from rl4lm.rank_state import experience_from, experience_state, random_states, s
 from rl4lm.reference import make_reference
 from rl4lm.sampling import EndRule
 from rl4lm.scoring import RewardContext
+from rl4lm.sharding import dealt_like, whole_on_main
 from rl4lm.types import Experience, Rollout, StepStats, TrainState
 from rl4lm.unanswered import COUNTED
 from rl4lm.world import World
@@ -131,14 +132,17 @@ class Learner:
         """Where training stands, for rewards that ask."""
         return RewardContext(self.state.step, self._config.max_steps, self._config.seed)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self, keep: bool = True) -> dict[str, Any]:
         """Everything besides the weights that the next step depends on: tensors, plain values.
 
-        It is the same on every process; `rank_state` is what differs.
+        It is the same on every process, which all call this; `rank_state` is what differs.
+
+        Args:
+            keep: False where the result is not needed, to hold no tensor that was put together.
         """
         return {
             "train_state": asdict(self.state),
-            "optimizer": self._optimizer.state_dict(),
+            "optimizer": whole_on_main(self._optimizer.state_dict(), keep),
             "scheduler": self._scheduler.state_dict(),
             "non_finite": self.non_finite,
             "max_tokens": self.backward.max_tokens,
@@ -147,11 +151,24 @@ class Learner:
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Go on from what `state_dict` gave."""
         self.state = TrainState(**saved["train_state"])
-        self._optimizer.load_state_dict(saved["optimizer"])
+        self._optimizer.load_state_dict(self._dealt(saved["optimizer"]))
         self._scheduler.load_state_dict(saved["scheduler"])
         self.non_finite = saved["non_finite"]
         self.backward.max_tokens = saved["max_tokens"]
         self._experience = None
+
+    def _dealt(self, optimizer: Mapping[str, Any]) -> dict[str, Any]:
+        """A saved state of the optimizer, its moments dealt as the parameters are."""
+
+        def like(value: Any, place: int) -> Any:
+            parameter = self.backward.parameters[place]
+            return dealt_like(value, parameter) if isinstance(value, Tensor) else value
+
+        state = {
+            place: {name: like(value, place) for name, value in moments.items()}
+            for place, moments in optimizer["state"].items()
+        }
+        return {**optimizer, "state": state}
 
     @property
     def in_window(self) -> bool:

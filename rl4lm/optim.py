@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rl4lm.config import ReinforceConfig
+from rl4lm.sharding import whole
 
 
 def make_optimizer(
@@ -52,7 +53,7 @@ def scale_to_norm(parameters: Sequence[nn.Parameter], max_norm: float) -> Tensor
         The norm before scaling, a scalar.
     """
     gradients = [p.grad for p in parameters if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients)
+    norm = whole(torch.nn.utils.get_total_norm(gradients))
     if max_norm > 0:
         torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
     return norm

@@ -25,6 +25,7 @@ from rl4lm.losses import TokenWeights
 from rl4lm.microbatch import MicroBatch, first_of_equals, micro_batches
 from rl4lm.packing import pack
 from rl4lm.replayed import cuda_graph
+from rl4lm.sharding import Shards
 from rl4lm.text import TextCodec
 from rl4lm.types import Rollout
 
@@ -139,6 +140,7 @@ class Policy:
             autocast_dtype: compute dtype under autocast, None for the parameters' own.
         """
         self.module = module
+        self.shards = Shards()  # `rl4lm.assembly` deals the parameters where the launcher asks
         self.codec = codec
         self.end_token_ids = tuple(end_token_ids)
         self._autocast_dtype = autocast_dtype
@@ -237,7 +239,7 @@ class Policy:
     @torch.no_grad()
     def prompt_features(self, prompt_ids: Tensor, prompt_mask: Tensor) -> Tensor:
         """The last hidden state of each left-padded prompt [P, Q]: float64 [P, H] on the CPU."""
-        with self.precision():
+        with self.shards.gathered(), self.precision():
             hidden = self.module(
                 last_hidden,
                 prompt_ids.to(self.device),
@@ -298,7 +300,7 @@ class Policy:
 
         result = torch.zeros(rollout.completion_mask.shape, dtype=self._log_dtype)
         rows = range(len(rollout.completion_ids))
-        with self._packing():
+        with self.shards.gathered(), self._packing():
             for batch in micro_batches(rollout, rows, max_tokens, self.module.packs):
                 _scatter(result, batch, rollout, self._run(batch, read))
         return result
@@ -313,7 +315,8 @@ class Policy:
         """Add ∂/∂θ of ``Σ weights.logprobs · log π + Σ weights.entropies · H`` to the gradients.
 
         Completions whose weights are all zero contribute nothing and are not run; of equal
-        completions of a prompt one is run for all.
+        completions of a prompt one is run for all. Where parameters are dealt over the processes,
+        all run as many micro-batches as the one that has most: the rest without any weight.
 
         Args:
             rollout: B completions.
@@ -329,7 +332,8 @@ class Policy:
 
         def of_tokens(table: Tensor) -> Tensor:
             """[n], the entries of a [B, T] table at the tokens that the micro-batch predicts."""
-            return table[batch.rows][rollout.completion_mask[batch.rows]].to(self.device)
+            values = table[batch.rows][rollout.completion_mask[batch.rows]].to(self.device)
+            return values if counts else torch.zeros_like(values)
 
         def read(hidden: Tensor, head: Head) -> tuple[Tensor, Tensor, Tensor]:
             flat = hidden.flatten(0, 1)  # [S·L, H]
@@ -343,6 +347,8 @@ class Policy:
                 self.module.vocabulary,
                 of_tokens(of_entropies) if with_entropies else None,
             )
+            if self.shards:  # the way back sums gradients: it must begin here, and not in a view
+                flat = flat.clone() if flat.requires_grad else flat.detach().requires_grad_()
             return logprobs, flat, torch.zeros_like(flat).index_add_(0, predicts, gradient)
 
         mask = rollout.completion_mask
@@ -356,14 +362,25 @@ class Policy:
         result = torch.full(mask.shape, float("nan"), dtype=self._log_dtype)
         result.masked_fill_(~mask, 0.0)
         rows = live.nonzero().flatten().tolist()
+        batches = list(micro_batches(rollout, rows, max_tokens, self.module.packs))
+        more = self.shards.most(len(batches)) - len(batches)
+        passes = [(batch, True) for batch in batches]
+        passes += [(batch, False) for batch in self._shortest(rollout)] * more
         with self._packing():  # the backward pass too, since it may compute activations again
-            for batch in micro_batches(rollout, rows, max_tokens, self.module.packs):
+            for batch, counts in passes:
                 logprobs, hidden, gradient = self._run(batch, read)
                 if hidden.requires_grad:  # not so where only the head is trained
                     hidden.backward(gradient)
-                _scatter(result, batch, rollout, logprobs)
+                if counts:
+                    _scatter(result, batch, rollout, logprobs)
                 del hidden, gradient  # or they live on beside the next micro-batch
         return result[owners]
+
+    def _shortest(self, rollout: Rollout) -> Iterator[MicroBatch]:
+        """One micro-batch, of the shortest sequence."""
+        group = rollout.num_generations
+        lengths = rollout.lengths + rollout.prompt_lengths.repeat_interleave(group)
+        return micro_batches(rollout, [int(lengths.argmin())], 1, self.module.packs)
 
     def _run(self, batch: MicroBatch, read_out: ReadOut[T]) -> T:
         device = self.device

@@ -115,6 +115,7 @@ def sampling_mode(policy: Policy) -> Iterator[None]:
     adapters = nullcontext() if policy.mixed_precision else merged_adapters(policy.module.model)
     with (
         inference_mode_of(policy.module),
+        policy.shards.gathered(),
         adapters if policy.module.packs else nullcontext(),
         policy.precision(),
     ):

@@ -17,6 +17,7 @@ def layout(world: World) -> dict[str, Any]:
     return {
         "processes": world.size,
         "device": str(world.device),
+        "parameters": "dealt by FSDP2" if world.sharding else "whole on each process",
         "torch_threads": torch.get_num_threads(),
         **{name: version(name) for name in _LIBRARIES},
     }

@@ -16,7 +16,8 @@ def make_reference(policy: Policy, temperature: float, max_tokens: int) -> Refer
     """Keep the policy as it is now, to compare with later.
 
     With an adapter the reference is the base model, the adapter being switched off: it costs no
-    memory. Otherwise it is a frozen copy of all weights. Its distribution has the temperature of
+    memory. Otherwise it is a frozen copy of all weights, each process keeping its part where they
+    are dealt. Its distribution has the temperature of
     the policy's, since the divergence is that of the distributions that are sampled from.
 
     Args:
@@ -34,6 +35,19 @@ def make_reference(policy: Policy, temperature: float, max_tokens: int) -> Refer
                 return policy.completion_logprobs(rollout, temperature, max_tokens)
 
         return with_adapter_off
+    if policy.shards:
+        return _of_kept_shards(policy, temperature, max_tokens)
     frozen = policy.frozen_copy()
     frozen.module.eval()
     return lambda rollout: frozen.completion_logprobs(rollout, temperature, max_tokens)
+
+
+def _of_kept_shards(policy: Policy, temperature: float, max_tokens: int) -> Reference:
+    """Every process keeps its part of the weights, and puts it in place for the time of a pass."""
+    kept = policy.shards.keep()
+
+    def with_weights_kept(rollout: Rollout) -> Tensor:
+        with policy.shards.holding(kept):
+            return policy.completion_logprobs(rollout, temperature, max_tokens)
+
+    return with_weights_kept

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rl4lm.checkpoint import keep_newest, load_checkpoint, save_checkpoint
+from rl4lm.checkpoint import keep_newest, load_checkpoint, save_checkpoint, whole_weights
 from rl4lm.config import ReinforceConfig
 from rl4lm.data import PromptData
 from rl4lm.errors import DataError, SaveError
@@ -82,6 +82,8 @@ class Checkpoints:
         """
         step = self._learner.state.step
         ranks = self._world.gather_lists([self._learner.rank_state()])
+        weights = whole_weights(self._policy, keep=directory is not None)
+        learned = self._learner.state_dict(keep=directory is not None)
         if directory is None:
             return None
         path = checkpoint_path(directory.path, step)
@@ -89,11 +91,11 @@ class Checkpoints:
             return path
         directory.settle()  # a checkpoint must not be ahead of the log
         state = {
-            "learner": self._learner.state_dict(),
+            "learner": learned,
             "ranks": ranks,
             "run": {**run, "scores": dict(self._scores)},
         }
-        save_checkpoint(self._policy, path, state, self._facts(step))
+        save_checkpoint(self._policy, path, weights, state, self._facts(step))
         self._saved_at = step
         keep_newest(directory.path, self._config.save_total_limit, self._best(directory.path))
         return path

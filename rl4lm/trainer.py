@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from rl4lm.assembly import Task, assemble_policy, assemble_task, end_rule
-from rl4lm.checkpoint import save_weights
+from rl4lm.checkpoint import save_weights, whole_weights
 from rl4lm.config import ReinforceConfig
 from rl4lm.console import Screen
 from rl4lm.errors import RewardError, RewardFailedError, SaveError, Stopped, TrainingError
@@ -165,8 +165,9 @@ class ReinforceTrainer:
             self._before = self.evaluate()
             self._record_evaluation("before training", self._before)
         self._loop()
+        weights = whole_weights(self.policy, keep=self._journal.directory is not None)
         if self._journal.directory is not None:
-            save_weights(self.policy, self._journal.directory.path / "model")
+            save_weights(self.policy, self._journal.directory.path / "model", weights)
         after = self.evaluate()
         self._record_evaluation("after training", after)
         summary = self._summary(self._before, after)

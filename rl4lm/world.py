@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from rl4lm.allocator import keep_freed_memory
 from rl4lm.errors import ConfigError
+from rl4lm.sharding import is_dealt, sharding_asked_for
 
 
 class World:
@@ -32,6 +33,8 @@ class World:
         self.device: torch.device = accelerator.device
         self.rank: int = accelerator.process_index
         self.size: int = accelerator.num_processes
+        # How parameters are dealt over the processes, None where each has all of them.
+        self.sharding = sharding_asked_for() if self.size > 1 else None
         self._accelerator = accelerator
 
     @property
@@ -67,6 +70,10 @@ class World:
             return tensor
         return self._accelerator.gather(tensor.to(self.device)).to(tensor.device)
 
+    def most(self, count: int) -> int:
+        """The largest of the processes' counts."""
+        return int(self.gather(torch.tensor([count])).max())
+
     def gather_lists(self, items: Sequence[Any]) -> list[Any]:
         """Concatenate lists of plain values of all processes, in the order of the processes."""
         if self.size == 1:
@@ -82,8 +89,11 @@ class World:
     def sum(self, tensors: list[Tensor]) -> list[Tensor]:
         """Replace each tensor, in place, by its sum over the processes; returns them."""
         if self.size > 1:
-            for dtype in dict.fromkeys(t.dtype for t in tensors):
-                same = [t for t in tensors if t.dtype == dtype]
+            own = [
+                t for t in tensors if not is_dealt(t)
+            ]  # of dealt ones the sum was made on the way
+            for dtype in dict.fromkeys(t.dtype for t in own):
+                same = [t for t in own if t.dtype == dtype]
                 flat = torch.cat([t.flatten() for t in same])
                 torch.distributed.all_reduce(flat)
                 for tensor, part in zip(same, flat.split([t.numel() for t in same]), strict=True):
