@@ -105,7 +105,8 @@ def gradient_variances(rollouts: int, past: int) -> dict[str, float]:
     sums = {name: [torch.zeros(()), 0.0] for name in BASELINES}  # Σ g, Σ |g|²
     for step in range(past + rollouts):
         e, _ = gatherer.gather(step, {}, context, Stopwatch())
-        inputs = gatherer.inputs(gatherer.prompt_keys(step), e.rollout, e.measures)
+        keys = gatherer.prompt_keys(step)
+        inputs = gatherer.inputs(keys, gatherer.deal(keys)[0], e.rollout, e.measures)
         for name, baseline in BASELINES.items():
             value, states[name] = baseline(e.measures[..., 0], inputs, states[name])
             if step >= past:

@@ -38,18 +38,18 @@ PROCESSES = (2, 4, 16)
 class Recorder:
     """Chooses as training does, and keeps the cumulative distribution of every token."""
 
-    def __init__(self, config: ReinforceConfig, step: int, first_prompt: int) -> None:
+    def __init__(self, config: ReinforceConfig, step: int, places: range) -> None:
         self._temperature = config.temperature
         self._draw = InverseCdf(
             seed=config.seed,
             stream=Stream.TRAINING,
             step=step,
-            first_prompt=first_prompt,
+            places=places,
             num_generations=config.num_generations,
             temperature=config.temperature,
         )
         self.cumulative: dict[tuple[int, int], Tensor] = {}  # (completion, token) -> [V]
-        self._first = first_prompt * config.num_generations
+        self._first = places[0] * config.num_generations
 
     def __call__(self, logits: Tensor, rows: Tensor, token: int) -> tuple[Tensor, Tensor]:
         """Pick from logits [b, V] for completions `rows` [b] at index `token`."""
@@ -66,7 +66,7 @@ def draw(trainer: ReinforceTrainer, prompts: list[Any], step: int, parts: int) -
     cumulative: dict[tuple[int, int], Tensor] = {}
     size = len(prompts) // parts
     for k in range(parts):
-        recorder = Recorder(config, step, k * size)
+        recorder = Recorder(config, step, range(k * size, (k + 1) * size))
         with inference_mode_of(policy.module):
             rollout = generate(
                 policy,

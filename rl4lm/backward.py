@@ -46,21 +46,27 @@ class Backward:
         self._temperature = temperature
 
     def whole(self, rollout: Rollout, weights: TokenWeights) -> Tensor:
-        """∇ of the weighted sum into ``.grad``; returns the log-probs met, [B, T]."""
-        met = self._within_memory(rollout, lambda: self._accumulate(rollout, weights))
+        """∇ of the weighted sum into ``.grad``; returns the log-probs met, [B, T].
+
+        It is this process's part of the gradient until `sum_over_processes`.
+        """
+        return self._within_memory(rollout, lambda: self._accumulate(rollout, weights))
+
+    def sum_over_processes(self) -> None:
+        """Make ``.grad`` that of the whole step, on every process in the same bits."""
         self._world.sum_gradients(self.parameters)
-        return met
 
     def in_halves(
         self, e: Experience, weights: TokenWeights
-    ) -> tuple[Tensor, tuple[float, float] | None]:
+    ) -> tuple[Tensor, Callable[[], tuple[float, float] | None]]:
         """`whole`, one half of the prompts after the other, and what their difference says.
 
         Returns:
-            The log-probs met, and `half_noise` of the step.
+            The log-probs met, and what makes `sum_over_processes` and gives `half_noise` of the
+            step.
         """
-        group, prompts = e.rollout.num_generations, len(e.rollout.prompt_ids)
-        first = halves(e.first_completion // group, prompts, group)[:, None]  # bool [B, 1]
+        group = e.rollout.num_generations
+        first = halves(e.places, group)[:, None]  # bool [B, 1]
         chosen = measured_tensors([p.numel() for p in self.parameters])
         measured = [self.parameters[k] for k in chosen]
 
@@ -69,17 +75,20 @@ class Backward:
             kept = [gradient_of(p).clone() for p in measured]
             return met, kept, self._accumulate(e.rollout, _masked(weights, ~first))
 
+        def noise() -> tuple[float, float] | None:
+            self.sum_over_processes()
+            halves_of_all = [whole(tensor) for tensor in self._world.sum(kept)]
+            count = -(-(e.num_completions // group) // 2) * group  # the even places of the step
+            total = [whole(gradient_of(p)) for p in measured]
+            return half_noise(halves_of_all, total, count, e.num_completions)
+
         met, kept, other = self._within_memory(e.rollout, one_after_the_other)
-        self._world.sum_gradients(self.parameters)
-        kept = [whole(tensor) for tensor in self._world.sum(kept)]
-        count = -(-(e.num_completions // group) // 2) * group  # the even places of the whole step
-        total = [whole(gradient_of(p)) for p in measured]
-        noise = half_noise(kept, total, count, e.num_completions)
         return torch.where(first, met, other), noise
 
     def by_name(self, rollout: Rollout, weights: TokenWeights) -> dict[str, Tensor]:
         """`whole`, as name -> gradient; the parameters are left without one."""
         self.whole(rollout, weights)
+        self.sum_over_processes()
         result = {}
         for name, parameter in self._policy.trainable().items():
             result[name] = whole(gradient_of(parameter)).clone()

@@ -187,7 +187,7 @@ def _samples(config: ReinforceConfig, namespace: Any) -> Iterator[dict[str, Any]
         seed=config.seed,
         stream=Stream.EVALUATION,
         step=0,
-        first_prompt=0,
+        places=range(len(namespace.prompt)),
         num_generations=config.num_generations,
         temperature=config.temperature,
         restrict=keep_most_likely(namespace.top_k, namespace.top_p) if restricted else None,

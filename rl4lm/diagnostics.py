@@ -101,6 +101,26 @@ def tally_ratios(e: Experience, logprobs: Tensor, epsilon: float) -> Tally:
     )
 
 
+def tally_busy(seconds: Numbers) -> Tally:
+    """How long this process was at work before it met the others, in each half of a step.
+
+    Args:
+        seconds: of the parts of the step so far, by the names of the log.
+    """
+    gathering = ("time/sample_s", "time/score_s")
+    busy = {
+        "busy_gathering": sum(seconds.get(name, 0.0) for name in gathering),
+        "busy_gradient": seconds.get("time/gradient_s", 0.0),
+    }
+    return Tally(busy, {f"{name}_most": value for name, value in busy.items()})
+
+
+def idle_seconds(numbers: Numbers, processes: int) -> float:
+    """For how long a process waited for the slowest one in a step, in the mean over all of them."""
+    halves_of_a_step = ("busy_gathering", "busy_gradient")
+    return sum(numbers[f"{name}_most"] - numbers[name] / processes for name in halves_of_a_step)
+
+
 def signal_metrics(numbers: Numbers, completions: int) -> dict[str, float | None]:
     """What the tallies of all processes say, under the names of the log.
 
@@ -142,10 +162,9 @@ def gap_is_suspicious(metrics: Mapping[str, float | None], dtype: torch.dtype) -
     return not (mean <= expected_mean and largest <= expected_max)
 
 
-def halves(first_prompt: int, prompts: int, generations: int) -> Tensor:
+def halves(places: Sequence[int], generations: int) -> Tensor:
     """bool [B], True on the completions of every other prompt of the step's global list."""
-    place = torch.arange(first_prompt, first_prompt + prompts)
-    return (place % 2 == 0).repeat_interleave(generations)
+    return (torch.tensor(places) % 2 == 0).repeat_interleave(generations)
 
 
 def measured_tensors(sizes: Sequence[int]) -> list[int]:

@@ -6,7 +6,7 @@ of them costs as much as the rest of the rule.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -44,7 +44,7 @@ class InverseCdf:
         seed: int,
         stream: Stream,
         step: int,
-        first_prompt: int,
+        places: Sequence[int],
         num_generations: int,
         temperature: float,
         restrict: Callable[[Tensor], Tensor] | None = None,
@@ -55,13 +55,13 @@ class InverseCdf:
             seed: of the run.
             stream: training and evaluation never share numbers.
             step: optimizer step.
-            first_prompt: position of this process's first prompt in the step's global list.
+            places: where each of this process's prompts stands in the step's global list.
             num_generations: G; completion `row` is sample ``row % G`` of prompt ``row // G``.
             temperature: > 0.
             restrict: logits to logits, for top-k and the like; never used in training.
         """
         self._key = (seed, stream, step)
-        self._first_prompt = first_prompt
+        self._places = np.asarray(places, dtype=np.uint64)
         self._num_generations = num_generations
         self._temperature = temperature
         self._restrict = restrict
@@ -81,14 +81,14 @@ class InverseCdf:
         start = token - token % _UNIFORM_BLOCK
         if token == start or start != self._block_start:
             wanted = rows.cpu().numpy()
-            prompts = wanted // self._num_generations + self._first_prompt
+            prompts = self._places[wanted // self._num_generations]
             samples = wanted % self._num_generations
             seed, stream, step = self._key
             drawn = uniforms(
                 seed,
                 stream,
                 step,
-                prompts.astype(np.uint64),
+                prompts,
                 samples.astype(np.uint64),
                 start,
                 _UNIFORM_BLOCK,

@@ -14,6 +14,7 @@ from rl4lm.assembly import Task
 from rl4lm.baselines import BASELINES, NEEDS_FEATURES, BaselineInputs, State, advantages
 from rl4lm.config import ReinforceConfig
 from rl4lm.data import stream_indices
+from rl4lm.dealing import Deal, Lengths, deal
 from rl4lm.drawing import InverseCdf
 from rl4lm.early import EarlyScores
 from rl4lm.errors import ModelError, RewardError, RewardFailedError
@@ -61,7 +62,8 @@ class Gatherer:
         self._ends = ends
         self._reference = reference
         self._world = world
-        self._share = world.share(config.prompts_per_step, "prompts_per_step")
+        world.check_divides(config.prompts_per_step, "prompts_per_step")
+        self.lengths = Lengths()
         self.baseline = BASELINES[config.resolved_baseline]
         self._needs_features = config.resolved_baseline in NEEDS_FEATURES
         if self._needs_features and not policy.module.separate_head:
@@ -87,15 +89,15 @@ class Gatherer:
             context: for rewards that ask where training stands.
             watch: told of what took how long.
         """
-        examples = self.examples(step)
+        keys = self.prompt_keys(step)
+        deal, examples = self.deal(keys)
         with self._policy.shards.gathered():
             with self._open_scores(examples, context) as early:
-                rollout = self.sample(examples, step, early.listener)
+                rollout = self.sample(examples, step, deal.mine, early.listener)
                 watch.lap("sample")
                 texts, scores = self._scored(early, examples, rollout)
                 watch.lap("score")
-            keys = self.prompt_keys(step)
-            gathered = self.centre(keys, examples, rollout, texts, scores, state)
+            gathered = self.centre(keys, deal, examples, rollout, texts, scores, state)
         watch.lap("centre")
         return gathered
 
@@ -115,25 +117,38 @@ class Gatherer:
         count, drawn_before = self._config.prompts_per_step, step // self._config.num_iterations
         return stream_indices(len(self._task.train), self._config.seed, drawn_before * count, count)
 
-    def examples(self, step: int) -> list[Example]:
-        """This process's prompts of a step."""
-        return self._task.train.examples(self.prompt_keys(step)[self._share])
+    def examples(self, step: int, places: Sequence[int] | None = None) -> list[Example]:
+        """Prompts of a step: those at some places of its list, or all."""
+        keys = self.prompt_keys(step)
+        return self._task.train.examples(keys if places is None else [keys[k] for k in places])
+
+    def deal(self, prompt_keys: Sequence[int]) -> tuple[Deal, list[Example]]:
+        """Who draws which prompts of a step, and those of this process."""
+        examples = self._task.train.examples(prompt_keys)
+        costs = self.lengths.costs(prompt_keys, examples, self._config.num_generations)
+        dealt = Deal(deal(costs, self._world.size), self._world.rank)
+        return dealt, [examples[place] for place in dealt.mine]
 
     def sample(
-        self, examples: Sequence[Example], step: int, finished: Finished | None = None
+        self,
+        examples: Sequence[Example],
+        step: int,
+        places: Sequence[int],
+        finished: Finished | None = None,
     ) -> Rollout:
         """Draw G completions of each example from the policy as it is.
 
         Args:
             examples: this process's prompts.
             step: what is drawn depends on it.
+            places: where each of the examples stands in the step's list; and on that.
             finished: told of completions as they end.
         """
         choose = InverseCdf(
             seed=self._config.seed,
             stream=Stream.TRAINING,
             step=step,
-            first_prompt=self._share.start,
+            places=places,
             num_generations=self._config.num_generations,
             temperature=self._config.temperature,
         )
@@ -160,6 +175,7 @@ class Gatherer:
     def centre(
         self,
         prompt_keys: Sequence[int],
+        deal: Deal,
         examples: Sequence[Example],
         rollout: Rollout,
         texts: Sequence[str],
@@ -170,6 +186,7 @@ class Gatherer:
 
         Args:
             prompt_keys: rows of the data that the whole step's P prompts come from.
+            deal: who has which of them.
             examples: this process's prompts.
             rollout: their completions.
             texts: of the completions.
@@ -182,11 +199,13 @@ class Gatherer:
         policy, reference = self.policy_logprobs(rollout), self.reference_logprobs(rollout)
         returns = self.returns(rollout, scores, policy, reference)  # [B] or [B, T]
         from_start = returns if returns.dim() == 1 else returns[:, 0]
-        measures = self._world.gather(pack(rollout, scores, from_start))  # [P, G, 6 + K]
+        gathered = self._world.gather(pack(rollout, scores, from_start))
+        measures = deal.in_order(gathered)  # [P, G, 6 + K]
+        self.lengths.note(prompt_keys, measures[..., 3])
         baseline, new_state = self.baseline(
-            measures[..., 0], self.inputs(prompt_keys, rollout, measures), state
+            measures[..., 0], self.inputs(prompt_keys, deal, rollout, measures), state
         )  # [P, G]
-        mine = baseline[self._share].flatten()  # [B]
+        mine = baseline[list(deal.mine)].flatten()  # [B]
         experience = Experience(
             examples=examples,
             rollout=rollout,
@@ -198,7 +217,7 @@ class Gatherer:
             policy_logprobs=policy,
             reference_logprobs=reference,
             num_completions=baseline.numel(),
-            first_completion=self._share.start * rollout.num_generations,
+            places=deal.mine,
         )
         return experience, new_state
 
@@ -276,14 +295,14 @@ class Gatherer:
         return self._reference(rollout)
 
     def inputs(
-        self, prompt_keys: Sequence[int], rollout: Rollout, measures: Tensor
+        self, prompt_keys: Sequence[int], deal: Deal, rollout: Rollout, measures: Tensor
     ) -> BaselineInputs:
         """What a baseline may look at besides the rewards, of the whole step."""
         return BaselineInputs(
             lengths=measures[..., 3].long(),
             valid=measures[..., 2].bool(),
             prompt_keys=torch.tensor(list(prompt_keys)),
-            prompt_features=self._world.gather(self._features(rollout)),
+            prompt_features=deal.in_order(self._world.gather(self._features(rollout))),
         )
 
     def _features(self, rollout: Rollout) -> Tensor:

@@ -102,7 +102,8 @@ class Journal:
 
     def step(self, stats: StepStats) -> None:
         """Log and show a finished step."""
-        rows = self._world.gather_lists(stats.completions)
+        placed = self._world.gather_lists(list(zip(stats.places, stats.completions, strict=True)))
+        rows = [row for _, row in sorted(placed, key=lambda pair: pair[0])]
         if self.directory is not None:
             self.directory.log_step(stats.metrics)
             if rows:  # a further step on the same completions has none of its own

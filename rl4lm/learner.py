@@ -23,9 +23,11 @@ from rl4lm.diagnostics import (
     Tally,
     as_row,
     combine,
+    idle_seconds,
     noise_metrics,
     signal_metrics,
     tally_advantages,
+    tally_busy,
     tally_gap,
     tally_kl,
     tally_ratios,
@@ -100,9 +102,12 @@ class Learner:
         """
         step = self.state.step
         measure_noise = bool(self._config.noise_every) and step % self._config.noise_every == 0
-        tally, noise = self._differentiate(e, fresh, measure_noise)
-        numbers = combine(tally, self._world.gather(as_row(tally)))
+        tally, sum_up = self._differentiate(e, fresh, measure_noise)
         watch.lap("gradient")
+        tally |= tally_busy(watch.seconds)
+        numbers = combine(tally, self._world.gather(as_row(tally)))
+        noise = sum_up()
+        watch.lap("reduce")
         update = self._apply(live=self._always_live or numbers["live"] > 0)
         watch.lap("update")
         tokens = int(e.measures[..., 3].sum()) if fresh else 0
@@ -124,9 +129,12 @@ class Learner:
             **e.scores.metrics,
             **{name: numbers[name] for name in _counts(e)},
             **watch.seconds,
+            "time/idle_s": idle_seconds(numbers, self._world.size),
             "tokens_per_second": tokens / seconds if fresh else None,
         }
-        return StepStats(step + 1, metrics, completion_rows(step + 1, e) if fresh else [])
+        rows = completion_rows(step + 1, e) if fresh else []
+        places = [place for place in e.places for _ in range(e.rollout.num_generations)]
+        return StepStats(step + 1, metrics, rows, places[: len(rows)])
 
     def context(self) -> RewardContext:
         """Where training stands, for rewards that ask."""
@@ -144,6 +152,7 @@ class Learner:
             "train_state": asdict(self.state),
             "optimizer": whole_on_main(self._optimizer.state_dict(), keep),
             "scheduler": self._scheduler.state_dict(),
+            "lengths": self.gatherer.lengths.state_dict(),
             "non_finite": self.non_finite,
             "max_tokens": self.backward.max_tokens,
         }
@@ -153,6 +162,7 @@ class Learner:
         self.state = TrainState(**saved["train_state"])
         self._optimizer.load_state_dict(self._dealt(saved["optimizer"]))
         self._scheduler.load_state_dict(saved["scheduler"])
+        self.gatherer.lengths.load_state_dict(saved["lengths"])
         self.non_finite = saved["non_finite"]
         self.backward.max_tokens = saved["max_tokens"]
         self._experience = None
@@ -185,15 +195,21 @@ class Learner:
     def load_rank_state(self, saved: Mapping[str, Any]) -> None:
         """Go on from what `rank_state` gave, after `load_state_dict`."""
         if saved["experience"] is not None:
-            examples = self.gatherer.examples(self.state.step)
+            places = saved["experience"]["places"]
+            examples = self.gatherer.examples(self.state.step, places)
             self._experience = experience_from(saved["experience"], examples)
         self.gatherer.scorer.worst = saved["worst_rewards"]
         set_random_states(saved["random"])
 
     def _differentiate(
         self, e: Experience, fresh: bool, measure_noise: bool
-    ) -> tuple[Tally, dict[str, float | None]]:
-        """∇L of an experience into ``.grad``, and this process's numbers about it."""
+    ) -> tuple[Tally, Callable[[], dict[str, float | None]]]:
+        """This process's part of ∇L of an experience into ``.grad``.
+
+        Returns:
+            This process's numbers about it, and what sums the gradient over the processes and
+            gives the numbers about its noise. The processes meet over the first before the second.
+        """
         epsilon = self._config.resolved_epsilon
         # With an importance ratio the weights depend on the policy as it is now: one more pass.
         logprobs = (e.policy_logprobs if epsilon is None else self._logprobs(e.rollout)).double()
@@ -205,12 +221,16 @@ class Learner:
         if self._config.beta:
             tally |= tally_kl(e)
         if measure_noise:
-            met, noise = self._backward_and_noise(e, logprobs)
+            met, sum_up = self._backward_and_noise(e, logprobs)
         else:
-            met, noise = self.backward.whole(e.rollout, self._weights(e, logprobs)), {}
+            met, sum_up = self.backward.whole(e.rollout, self._weights(e, logprobs)), self._sum_up
         if fresh:
             tally |= tally_gap(e.rollout, met)
-        return tally, noise
+        return tally, sum_up
+
+    def _sum_up(self) -> dict[str, float | None]:
+        self.backward.sum_over_processes()
+        return {}
 
     def _loss(self, e: Experience) -> Callable[[Tensor, Tensor], Tensor]:
         return total(self._terms, e)
@@ -226,18 +246,18 @@ class Learner:
 
     def _backward_and_noise(
         self, e: Experience, logprobs: Tensor
-    ) -> tuple[Tensor, dict[str, float | None]]:
+    ) -> tuple[Tensor, Callable[[], dict[str, float | None]]]:
         """The backward pass, and how noisy the gradient is with the baseline and without it."""
         without = None
         if self._config.resolved_baseline != "none":
             applies = e.scores.valid.flatten().view(-1, *[1] * (e.returns.dim() - 1))
             plain = replace(e, advantages=e.returns.where(applies, 0.0))
-            _, without = self.backward.in_halves(plain, self._weights(plain, logprobs))
+            without = self.backward.in_halves(plain, self._weights(plain, logprobs))[1]()
         met, noise = self.backward.in_halves(e, self._weights(e, logprobs))
         scale = SCALES[self._config.resolved_baseline](
             e.num_completions // e.rollout.num_generations, e.rollout.num_generations
         )
-        return met, noise_metrics(noise, without, scale, e.num_completions)
+        return met, lambda: noise_metrics(noise(), without, scale, e.num_completions)
 
     def _apply(self, live: bool) -> dict[str, Any]:
         """Clip and step the optimizer; without any advantage or a finite gradient, skip it.

@@ -363,9 +363,9 @@ class Policy:
         result.masked_fill_(~mask, 0.0)
         rows = live.nonzero().flatten().tolist()
         batches = list(micro_batches(rollout, rows, max_tokens, self.module.packs))
-        more = self.shards.most(len(batches)) - len(batches)
         passes = [(batch, True) for batch in batches]
-        passes += [(batch, False) for batch in self._shortest(rollout)] * more
+        if more := self.shards.most(len(batches)) - len(batches):
+            passes += [(self._shortest(rollout), False)] * more
         with self._packing():  # the backward pass too, since it may compute activations again
             for batch, counts in passes:
                 logprobs, hidden, gradient = self._run(batch, read)
@@ -376,11 +376,11 @@ class Policy:
                 del hidden, gradient  # or they live on beside the next micro-batch
         return result[owners]
 
-    def _shortest(self, rollout: Rollout) -> Iterator[MicroBatch]:
-        """One micro-batch, of the shortest sequence."""
+    def _shortest(self, rollout: Rollout) -> MicroBatch:
+        """A micro-batch of the shortest sequence."""
         group = rollout.num_generations
         lengths = rollout.lengths + rollout.prompt_lengths.repeat_interleave(group)
-        return micro_batches(rollout, [int(lengths.argmin())], 1, self.module.packs)
+        return next(micro_batches(rollout, [int(lengths.argmin())], 1, self.module.packs))
 
     def _run(self, batch: MicroBatch, read_out: ReadOut[T]) -> T:
         device = self.device

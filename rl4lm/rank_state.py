@@ -64,7 +64,7 @@ def experience_state(e: Experience) -> dict[str, Any]:
         "policy_logprobs": e.policy_logprobs,
         "reference_logprobs": e.reference_logprobs,
         "num_completions": e.num_completions,
-        "first_completion": e.first_completion,
+        "places": list(e.places),
     }
 
 

@@ -21,6 +21,7 @@ from rl4lm import durable
 from rl4lm.checkpoint import load_checkpoint
 from rl4lm.config import ReinforceConfig
 from rl4lm.console import Screen
+from rl4lm.dealing import Deal
 from rl4lm.errors import ConfigError, DataError
 from rl4lm.logged import Row, check_ids, check_run, read_completions, read_metrics
 from rl4lm.metrics import Stopwatch
@@ -199,7 +200,13 @@ def _experience(
     keys = [int(row["prompt_id"].rpartition("-")[2]) for row in rows[::group]]
     texts = [row["completion"] for row in rows]
     experience, baseline_state = gatherer.centre(
-        keys, examples, rollout, texts, _scores(rows, group), state.baseline_state
+        keys,
+        Deal([range(len(keys))], 0),
+        examples,
+        rollout,
+        texts,
+        _scores(rows, group),
+        state.baseline_state,
     )
     trainer.learner.state = replace(state, baseline_state=baseline_state)
     return experience

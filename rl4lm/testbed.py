@@ -211,7 +211,7 @@ class Testbed:
             policy_logprobs=self.rollout.sampling_logprobs,
             reference_logprobs=self.learner.gatherer.reference_logprobs(self.rollout),
             num_completions=self.config.completions_per_step,
-            first_completion=0,
+            places=range(len(self.rollout.prompt_ids)),
         )
         sampled = self.rollout.sampling_logprobs
         weights = token_weights(total(terms, experience), sampled, torch.zeros_like(sampled))
@@ -296,8 +296,8 @@ class Testbed:
         """Draw completions of each prompt from the trainer's own sampler."""
         many = replace(self.config, num_generations=count, num_iterations=1, beta=0.0)
         gatherer = self._make_trainer(self.trainer.policy.module.model, many).learner.gatherer
-        examples = gatherer.examples(0)
-        drawn = gatherer.sample(examples, 0)
+        deal, examples = gatherer.deal(gatherer.prompt_keys(0))
+        drawn = gatherer.sample(examples, 0, deal.mine)
         o = torch.tensor([self.completions.index(tuple(i)) for i in drawn.completion_lists()])
         found = []
         for k, example in enumerate(examples):

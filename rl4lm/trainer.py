@@ -84,7 +84,7 @@ class ReinforceTrainer:
         self.config = config
         self.world = World()
         self.world.use_threads(config.torch_threads)
-        self.world.share(config.prompts_per_step, "prompts_per_step")
+        self.world.check_divides(config.prompts_per_step, "prompts_per_step")
         check_output(config)
         screen = screen or Screen(logging_steps=config.logging_steps)
         screen.only_if(self.world.is_main)

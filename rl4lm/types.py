@@ -200,7 +200,7 @@ class Experience:
     #                          by the same kind of pass as the reference's, else as sampled
     reference_logprobs: Tensor  # float [B, T], log π_ref; [B, 0] where there is no KL
     num_completions: int  # N, of the whole step over all processes
-    first_completion: int  # place of this process's first completion among those N
+    places: Sequence[int]  # P of them: where this process's prompts stand in the step's list
 
 
 @dataclass(frozen=True)
@@ -221,3 +221,4 @@ class StepStats:
     step: int
     metrics: Mapping[str, float | None]  # None where undefined
     completions: Sequence[Mapping[str, Any]]  # rows of this process, see docs/architecture.md
+    places: Sequence[int]  # where the prompt of each row stands in the step's list

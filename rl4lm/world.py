@@ -9,7 +9,7 @@ processes may differ in micro-batches or have none.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +18,23 @@ from torch import Tensor, nn
 from rl4lm.allocator import keep_freed_memory
 from rl4lm.errors import ConfigError
 from rl4lm.sharding import is_dealt, sharding_asked_for
+
+_BUCKET_BYTES = 2**25  # what is copied beside the gradients, at most
+
+
+def _buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
+    """Tensors of one dtype that fit a bucket together, in order; a larger one alone."""
+    bucket: list[Tensor] = []
+    size = 0
+    for tensor in sorted(tensors, key=lambda t: str(t.dtype)):
+        fits = size + tensor.nbytes <= _BUCKET_BYTES
+        if bucket and not (fits and tensor.dtype == bucket[0].dtype):
+            yield bucket
+            bucket, size = [], 0
+        bucket.append(tensor)
+        size += tensor.nbytes
+    if bucket:
+        yield bucket
 
 
 class World:
@@ -48,8 +65,8 @@ class World:
             neighbours = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
             torch.set_num_threads(max(1, threads // neighbours))
 
-    def share(self, count: int, what: str) -> slice:
-        """This process's part of `count` things dealt evenly in order.
+    def check_divides(self, count: int, what: str) -> None:
+        """Insist that `count` things can be dealt evenly to the processes.
 
         Raises:
             ConfigError: the processes do not divide them.
@@ -61,8 +78,6 @@ class World:
                 f"{what}={count} cannot be dealt to {self.size} processes; "
                 f"make it a multiple of {self.size}, such as {choices}"
             )
-        part = count // self.size
-        return slice(self.rank * part, (self.rank + 1) * part)
 
     def gather(self, tensor: Tensor) -> Tensor:
         """Concatenate equal-shaped tensors of all processes along the first dimension."""
@@ -87,18 +102,24 @@ class World:
         self.sum([p.grad for p in parameters if p.grad is not None])
 
     def sum(self, tensors: list[Tensor]) -> list[Tensor]:
-        """Replace each tensor, in place, by its sum over the processes; returns them."""
+        """Replace each tensor, in place, by its sum over the processes; returns them.
+
+        Small ones travel together in buckets. Those that are dealt over the processes are left as
+        they are: the way back through the model has summed them.
+        """
         if self.size > 1:
-            own = [
-                t for t in tensors if not is_dealt(t)
-            ]  # of dealt ones the sum was made on the way
-            for dtype in dict.fromkeys(t.dtype for t in own):
-                same = [t for t in own if t.dtype == dtype]
-                flat = torch.cat([t.flatten() for t in same])
-                torch.distributed.all_reduce(flat)
-                for tensor, part in zip(same, flat.split([t.numel() for t in same]), strict=True):
-                    tensor.copy_(part.view_as(tensor))
+            for bucket in _buckets([t for t in tensors if not is_dealt(t)]):
+                self._sum_bucket(bucket)
         return tensors
+
+    def _sum_bucket(self, tensors: list[Tensor]) -> None:
+        if len(tensors) == 1 and tensors[0].is_contiguous():
+            torch.distributed.all_reduce(tensors[0])
+            return
+        flat = torch.cat([t.flatten() for t in tensors])
+        torch.distributed.all_reduce(flat)
+        for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+            tensor.copy_(part.view_as(tensor))
 
     @torch.no_grad()
     def broadcast(self, tensors: Iterable[Tensor]) -> None:

@@ -930,5 +930,5 @@ def test_prompts_that_the_processes_do_not_divide_are_refused_with_the_numbers_t
     world = World()
     world.size = 2
     with pytest.raises(ConfigError, match=r"=3 cannot be dealt to 2 processes; make it .* 2 or 4"):
-        world.share(3, "prompts_per_step")
-    assert world.share(4, "prompts_per_step") == slice(0, 2)
+        world.check_divides(3, "prompts_per_step")
+    world.check_divides(4, "prompts_per_step")

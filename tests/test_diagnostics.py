@@ -154,10 +154,10 @@ def test_tensors_that_are_too_large_are_passed_over_and_the_room_is_used(monkeyp
 
 
 def test_halves_are_every_other_prompt_of_the_whole_step():
-    one_process = halves(0, 5, 2)
+    one_process = halves(range(5), 2)
     assert one_process.tolist() == [True] * 2 + [False] * 2 + [True] * 2 + [False] * 2 + [True] * 2
-    assert torch.equal(torch.cat([halves(0, 3, 2), halves(3, 2, 2)]), one_process)
-    assert halves(3, 1, 3).tolist() == [False] * 3
+    assert torch.equal(torch.cat([halves([0, 1, 2], 2), halves([3, 4], 2)]), one_process)
+    assert halves([3], 3).tolist() == [False] * 3
 
 
 P, G, T = 4, 2, 5
@@ -200,7 +200,7 @@ def experience(tokens: bool = False) -> Experience:
         policy_logprobs=sampled,
         reference_logprobs=torch.where(mask, sampled + 0.4 * draw(B, T), NAN),
         num_completions=B,
-        first_completion=0,
+        places=range(P),
     )
 
 
@@ -225,20 +225,20 @@ def part(e: Experience, start: int, end: int) -> Experience:
         advantages=e.advantages[b],
         policy_logprobs=e.policy_logprobs[b],
         reference_logprobs=e.reference_logprobs[b],
-        first_completion=start * G,
+        places=range(start, end),
     )
 
 
 def moved(e: Experience) -> Tensor:
     """Log-probs of another policy, nan outside the mask."""
-    shift = torch.linspace(-0.5, 0.4, B).double()[e.first_completion :][: len(e.returns), None]
+    shift = torch.linspace(-0.5, 0.4, B).double()[e.places[0] * G :][: len(e.returns), None]
     return torch.where(e.rollout.completion_mask, e.rollout.sampling_logprobs + shift, NAN)
 
 
 def met(e: Experience) -> Tensor:
     """Log-probs of the training pass, in which row 5 was not run."""
     table = e.rollout.sampling_logprobs + 1e-3 * torch.arange(T).double()
-    rows = torch.arange(len(table)) + e.first_completion
+    rows = torch.arange(len(table)) + e.places[0] * G
     return table.masked_fill((rows == 5)[:, None], NAN)
 
 

@@ -70,7 +70,7 @@ def experience(judged, advantages, examples=EXAMPLES):
         policy_logprobs=rollout().sampling_logprobs,
         reference_logprobs=torch.zeros(4, 0),
         num_completions=4,
-        first_completion=0,
+        places=range(len(examples)),
     )
 
 

@@ -32,7 +32,7 @@ def gaps(tiny, model, policy) -> list[float]:
         seed=1,
         stream=Stream.TRAINING,
         step=0,
-        first_prompt=0,
+        places=range(64),
         num_generations=3,
         temperature=TEMPERATURE,
     )

@@ -97,7 +97,7 @@ def sample(policy, replays: bool) -> Rollout:
         seed=1,
         stream=Stream.TRAINING,
         step=0,
-        first_prompt=0,
+        places=range(64),
         num_generations=GROUP,
         temperature=0.7,
     )
@@ -285,7 +285,7 @@ def test_writing_down_a_token_does_not_wait_for_the_device():
         seed=1,
         stream=Stream.TRAINING,
         step=0,
-        first_prompt=0,
+        places=range(64),
         num_generations=2,
         temperature=0.7,
     )

@@ -20,7 +20,7 @@ TEMPERATURE = 0.7
 
 
 def chooser(**changed: Any) -> InverseCdf:
-    key = {"seed": 3, "stream": Stream.TRAINING, "step": 0, "first_prompt": 0}
+    key = {"seed": 3, "stream": Stream.TRAINING, "step": 0, "places": range(20_000)}
     return InverseCdf(**{**key, "num_generations": 2, "temperature": TEMPERATURE, **changed})
 
 
@@ -129,7 +129,7 @@ def test_two_halves_of_the_prompts_draw_what_the_whole_draws():
     logits, token = torch.zeros(8, 1000), 2
     whole, _ = chooser()(logits, torch.arange(8), token)
     first, _ = chooser()(logits[:4], torch.arange(4), token)
-    second, _ = chooser(first_prompt=2)(logits[:4], torch.arange(4), token)
+    second, _ = chooser(places=[2, 3])(logits[:4], torch.arange(4), token)
     assert [*first.tolist(), *second.tolist()] == whole.tolist()
     assert first.tolist() != second.tolist(), "every process drawing alike would be noticed"
 

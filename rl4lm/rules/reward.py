@@ -76,7 +76,8 @@ def failing_reward(log: RunLog) -> Finding | None:
 
 def slow_rewards(log: RunLog) -> Finding | None:
     """Most of the time goes into rewards."""
-    parts = {str(name) for name in log.steps[-1] if str(name).startswith("time/")}
+    named = {str(name) for name in log.steps[-1] if str(name).startswith("time/")}
+    parts = named - {"time/idle_s"}  # which lies within others
     seconds = {name: sum(column(log.recent, name)) for name in parts}
     total, scoring = sum(seconds.values()), seconds.get("time/score_s", 0.0)
     if total <= 0 or scoring < 0.5 * total:

@@ -125,12 +125,12 @@ def test_activation_checkpointing_changes_no_gradient(tiny):
     assert max(tiny.gap(actual, plain.gradient(rollout, ADVANTAGES))) < 1e-6
 
 
-def sample(policy: Policy, prompts=PROMPTS, first_prompt: int = 0) -> Rollout:
+def sample(policy: Policy, prompts=PROMPTS, places=range(6)) -> Rollout:
     choose = InverseCdf(
         seed=1,
         stream=Stream.TRAINING,
         step=0,
-        first_prompt=first_prompt,
+        places=places,
         num_generations=3,
         temperature=TEMPERATURE,
     )
@@ -152,11 +152,11 @@ def test_the_same_tokens_are_drawn_in_every_layout(architecture, tiny, monkeypat
     whole = sample(policy)
     lists = whole.completion_lists()
     assert len({len(row) for row in lists}) > 3, "rows must end at different times"
-    halves = [sample(policy, PROMPTS[:3]), sample(policy, PROMPTS[3:], first_prompt=3)]
+    halves = [sample(policy, PROMPTS[:3]), sample(policy, PROMPTS[3:], [3, 4, 5])]
     assert [row for half in halves for row in half.completion_lists()] == lists
-    singles = [sample(policy, [prompt], first_prompt=i) for i, prompt in enumerate(PROMPTS)]
+    singles = [sample(policy, [prompt], [i]) for i, prompt in enumerate(PROMPTS)]
     assert [row for single in singles for row in single.completion_lists()] == lists
-    assert sample(policy, PROMPTS[3:]).completion_lists() != lists[9:], "first_prompt ignored"
+    assert sample(policy, PROMPTS[3:]).completion_lists() != lists[9:], "places ignored"
     for share in (0.0, 1.0):
         monkeypatch.setattr(sampling, "_COMPACT_SHARE", share)
         again = sample(policy)

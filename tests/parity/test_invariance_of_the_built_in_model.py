@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rl4lm import ReinforceConfig, ReinforceTrainer, Rollout, policy
 from rl4lm.console import Screen
+from rl4lm.dealing import deal
 
 CPU2 = Path(__file__).parents[2] / "recipes" / "accelerate" / "cpu2.yaml"
 LIMITS = {"float32": 1e-5, "float64": 1e-10}
@@ -55,7 +56,7 @@ def subject(request, tiny):
     dtype, use_peft = request.param
     trainer = exact_build(tiny, dtype, use_peft)
     gatherer = trainer.learner.gatherer
-    rollout = gatherer.sample(gatherer.examples(0), 0)
+    rollout = gatherer.sample(gatherer.examples(0), 0, range(P))
     advantages = torch.randn(P * G, generator=torch.Generator().manual_seed(1)).double()
     advantages[::5] = 0.0
     expected = trainer.gradient(rollout, advantages)
@@ -135,7 +136,7 @@ trainer.world.close()
 def test_two_processes_with_uneven_shares_find_the_gradient_of_one(tiny, tmp_path):
     trainer = build("float64")
     gatherer = trainer.learner.gatherer
-    rollout = gatherer.sample(gatherer.examples(0), 0)
+    rollout = gatherer.sample(gatherer.examples(0), 0, range(P))
     advantages = torch.randn(P * G, generator=torch.Generator().manual_seed(1)).double()
     advantages[:24] *= torch.arange(24) % 2  # a process with fewer live rows than the other
     torch.save({"rollout": dict(vars(rollout)), "advantages": advantages}, tmp_path / "given.pt")
@@ -203,12 +204,13 @@ def test_the_same_tokens_are_drawn_by_one_process_and_by_four_in_float64():
     trainer = build("float64")
     gatherer = trainer.learner.gatherer
     examples = gatherer.examples(3)
-    whole = gatherer.sample(examples, 3).completion_lists()
-    dealt = []
-    for rank in range(4):
-        gatherer._share = slice(rank * P // 4, (rank + 1) * P // 4)
-        dealt += gatherer.sample(examples[gatherer._share], 3).completion_lists()
-    assert dealt == whole
-    gatherer._share = slice(0, P // 4)  # a process that forgets where its prompts stand
-    repeated = gatherer.sample(examples[P // 4 : P // 2], 3).completion_lists()
+    whole = gatherer.sample(examples, 3, range(P)).completion_lists()
+    dealt = [[]] * P
+    for hand in deal([float(k % 3) for k in range(P)], 4):
+        lists = gatherer.sample([examples[k] for k in hand], 3, hand).completion_lists()
+        for k, place in enumerate(hand):
+            dealt[place] = lists[k * G : (k + 1) * G]
+    assert [ids for each in dealt for ids in each] == whole
+    # A process that forgets where its prompts stand:
+    repeated = gatherer.sample(examples[P // 4 : P // 2], 3, range(P // 4)).completion_lists()
     assert repeated != whole[P // 4 * G : P // 2 * G]

@@ -31,7 +31,7 @@ def sample(policy: Policy, prompts=PROMPTS, group: int = 4, length: int = 14, **
         seed=1,
         stream=Stream.TRAINING,
         step=0,
-        first_prompt=0,
+        places=range(64),
         num_generations=group,
         temperature=TEMPERATURE,
     )
