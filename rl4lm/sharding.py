@@ -19,6 +19,21 @@ from torch import Tensor, nn
 from rl4lm.errors import ConfigError, ModelError
 
 
+def refuse_engines() -> None:
+    """Insist on a launcher that only starts processes.
+
+    Raises:
+        ConfigError: it is set up for an engine that makes optimizer steps of its own.
+    """
+    for name, flag in (("DeepSpeed", "DEEPSPEED"), ("Megatron-LM", "MEGATRON_LM")):
+        if os.environ.get(f"ACCELERATE_USE_{flag}", "false").lower() == "true":
+            raise ConfigError(
+                f"the launcher is set up for {name}, whose engine makes its steps within the "
+                "backward pass, where the sum over the processes is not made yet; to deal "
+                "parameters over processes use recipes/accelerate/fsdp2.yaml"
+            )
+
+
 def sharding_asked_for() -> Any:
     """The plugin of accelerate that holds the launcher's FSDP settings; None without FSDP.
 
@@ -152,8 +167,8 @@ def shard(
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     layers = _layers(causal_lm, plugin.transformer_cls_names_to_wrap)
+    mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     for layer in layers:
         fully_shard(layer, mesh=mesh, reshard_after_forward=bool(plugin.reshard_after_forward))
     fully_shard(module, mesh=mesh)

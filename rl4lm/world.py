@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from rl4lm.allocator import keep_freed_memory
 from rl4lm.errors import ConfigError
-from rl4lm.sharding import is_dealt, sharding_asked_for
+from rl4lm.sharding import is_dealt, refuse_engines, sharding_asked_for
 
 _BUCKET_BYTES = 2**25  # what is copied beside the gradients, at most
 
@@ -44,6 +44,7 @@ class World:
         """Join the processes that `accelerate launch` (or torchrun) started; alone otherwise."""
         from accelerate import Accelerator
 
+        refuse_engines()
         keep_freed_memory()
         # Without CUDA the CPU is used: Apple's GPUs have no float64, which the estimator needs.
         accelerator = Accelerator(cpu=not torch.cuda.is_available())
