@@ -88,12 +88,14 @@ def tally_kl(e: Experience) -> Tally:
 
 def tally_ratios(e: Experience, logprobs: Tensor, epsilon: float) -> Tally:
     """Importance ratios before any clipping, and which completions the clip would drop."""
-    mask = e.rollout.completion_mask
-    ratio = importance_ratio(logprobs.double(), e.rollout.sampling_logprobs.double(), mask)
+    mask, sampling = e.rollout.completion_mask, e.rollout.sampling_logprobs.double()
+    ratio = importance_ratio(logprobs.double(), sampling, mask)
     low, high = clipped_shares(ratio, e.advantages, mask, epsilon)
     return Tally(
         {
             "ratio": float(ratio.sum()),
+            "ratio_squares": float(ratio.square().sum()),
+            "minus_log_ratio": -float(k1(logprobs.double(), sampling, mask).sum()),
             "clip_low": float(low.sum()),
             "clip_high": float(high.sum()),
         },
@@ -125,11 +127,21 @@ def signal_metrics(numbers: Numbers, completions: int) -> dict[str, float | None
             "importance_ratio/mean": numbers["ratio"] / completions,
             "importance_ratio/min": -numbers["minus_ratio_min"],
             "importance_ratio/max": numbers["ratio_max"],
+            "importance_ratio/kl": numbers["minus_log_ratio"] / completions,
+            "importance_ratio/effective_share": _effective_share(numbers, completions),
             "clip_ratio/low_mean": low,
             "clip_ratio/high_mean": high,
             "clip_ratio/region_mean": low + high,
         }
     return metrics
+
+
+def _effective_share(numbers: Numbers, completions: int) -> float | None:
+    """(Σ ρ)² / (N Σ ρ²): the share of N equal weights that would be as noisy as these (Kish)."""
+    squares = numbers["ratio_squares"]
+    if not 0.0 < squares < math.inf:
+        return None
+    return numbers["ratio"] ** 2 / (completions * squares)
 
 
 def gap_is_suspicious(metrics: Mapping[str, float | None], dtype: torch.dtype) -> bool:

@@ -191,7 +191,8 @@ class Learner:
             met, noise = self._backward_and_noise(e, logprobs)
         else:
             met, noise = self.backward.whole(e.rollout, self._weights(e, logprobs)), {}
-        if fresh:
+        # A server's policy is another one, and the ratio says how far off it is.
+        if fresh and self._config.sampler_url is None:
             tally |= tally_gap(e.rollout, met)
         return tally, noise
 

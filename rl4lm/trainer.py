@@ -26,10 +26,12 @@ from rl4lm.evaluate import evaluate
 from rl4lm.journal import Journal
 from rl4lm.learner import NON_FINITE_LIMIT, Learner
 from rl4lm.metrics import peak_memory_bytes
+from rl4lm.offpolicy import check_off_policy
 from rl4lm.provenance import given_in_python
 from rl4lm.resume import Start, check_output, find_start
 from rl4lm.reward_lookup import Reward
 from rl4lm.saving import Checkpoints, unsaved
+from rl4lm.served import check_server
 from rl4lm.stopping import StopRequest
 from rl4lm.tracking import checkpoints, write_unscored
 from rl4lm.types import Rollout, StepStats, TrainState
@@ -86,6 +88,8 @@ class ReinforceTrainer:
         self.world.use_threads(config.torch_threads)
         self.world.share(config.prompts_per_step, "prompts_per_step")
         check_output(config)
+        check_off_policy(config)
+        check_server(config, config.temperature)
         screen = screen or Screen(logging_steps=config.logging_steps)
         screen.only_if(self.world.is_main)
         self.task: Task = assemble_task(config, _listed(reward_funcs), train_dataset, eval_dataset)
