@@ -88,18 +88,31 @@ def tally_kl(e: Experience) -> Tally:
 
 def tally_ratios(e: Experience, logprobs: Tensor, epsilon: float) -> Tally:
     """Importance ratios before any clipping, and which completions the clip would drop."""
-    mask, sampling = e.rollout.completion_mask, e.rollout.sampling_logprobs.double()
-    ratio = importance_ratio(logprobs.double(), sampling, mask)
+    mask = e.rollout.completion_mask
+    ratio = importance_ratio(logprobs.double(), e.rollout.sampling_logprobs.double(), mask)
     low, high = clipped_shares(ratio, e.advantages, mask, epsilon)
     return Tally(
         {
             "ratio": float(ratio.sum()),
-            "ratio_squares": float(ratio.square().sum()),
-            "minus_log_ratio": -float(k1(logprobs.double(), sampling, mask).sum()),
             "clip_low": float(low.sum()),
             "clip_high": float(high.sum()),
         },
         {"ratio_max": float(ratio.max()), "minus_ratio_min": -float(ratio.min())},
+    )
+
+
+def tally_other_policy(rollout: Rollout, logprobs: Tensor) -> Tally:
+    """How far the policy is from another one that drew the completions; beside `tally_ratios`.
+
+    Args:
+        rollout: with the log-probs of the policy that drew.
+        logprobs: [B, T] of the policy that is trained.
+    """
+    mask, sampling = rollout.completion_mask, rollout.sampling_logprobs.double()
+    squares = importance_ratio(logprobs.double(), sampling, mask).square()
+    log_ratios = k1(logprobs.double(), sampling, mask)
+    return Tally(
+        {"ratio_squares": float(squares.sum()), "minus_log_ratio": -float(log_ratios.sum())}, {}
     )
 
 
@@ -127,12 +140,13 @@ def signal_metrics(numbers: Numbers, completions: int) -> dict[str, float | None
             "importance_ratio/mean": numbers["ratio"] / completions,
             "importance_ratio/min": -numbers["minus_ratio_min"],
             "importance_ratio/max": numbers["ratio_max"],
-            "importance_ratio/kl": numbers["minus_log_ratio"] / completions,
-            "importance_ratio/effective_share": _effective_share(numbers, completions),
             "clip_ratio/low_mean": low,
             "clip_ratio/high_mean": high,
             "clip_ratio/region_mean": low + high,
         }
+    if "ratio_squares" in numbers:
+        metrics["importance_ratio/kl"] = numbers["minus_log_ratio"] / completions
+        metrics["importance_ratio/effective_share"] = _effective_share(numbers, completions)
     return metrics
 
 

@@ -28,6 +28,7 @@ from rl4lm.diagnostics import (
     tally_advantages,
     tally_gap,
     tally_kl,
+    tally_other_policy,
     tally_ratios,
 )
 from rl4lm.experience import Gatherer
@@ -191,10 +192,15 @@ class Learner:
             met, noise = self._backward_and_noise(e, logprobs)
         else:
             met, noise = self.backward.whole(e.rollout, self._weights(e, logprobs)), {}
-        # A server's policy is another one, and the ratio says how far off it is.
-        if fresh and self._config.sampler_url is None:
-            tally |= tally_gap(e.rollout, met)
+        if fresh:
+            tally |= self._tally_sampler(e.rollout, logprobs, met)
         return tally, noise
+
+    def _tally_sampler(self, rollout: Rollout, logprobs: Tensor, met: Tensor) -> Tally:
+        """How far the policy is from what sampled: by rounding, or by a server's own weights."""
+        if self._config.sampler_url is None:
+            return tally_gap(rollout, met)
+        return tally_other_policy(rollout, logprobs)
 
     def _loss(self, e: Experience) -> Callable[[Tensor, Tensor], Tensor]:
         return total(self._terms, e)

@@ -21,7 +21,14 @@ from rl4lm.assembly import Task, assemble_policy, assemble_task, end_rule
 from rl4lm.checkpoint import save_weights
 from rl4lm.config import ReinforceConfig
 from rl4lm.console import Screen
-from rl4lm.errors import RewardError, RewardFailedError, SaveError, Stopped, TrainingError
+from rl4lm.errors import (
+    EngineError,
+    RewardError,
+    RewardFailedError,
+    SaveError,
+    Stopped,
+    TrainingError,
+)
 from rl4lm.evaluate import evaluate
 from rl4lm.journal import Journal
 from rl4lm.learner import NON_FINITE_LIMIT, Learner
@@ -227,12 +234,14 @@ class ReinforceTrainer:
             self.screen.stop()
 
     def _step(self) -> StepStats:
-        """One step; what a reward failed on is kept."""
+        """One step; what a reward failed on is kept, and what was learned before a server went."""
         tokens = self.learner.backward.max_tokens
         try:
             stats = self.learner.step()
         except (RewardError, RewardFailedError) as error:
             raise self._with_unscored(error) from error.__cause__
+        except EngineError as error:
+            raise self._with_last_words(error) from None
         if self.learner.backward.max_tokens < tokens:
             self.screen.warn(
                 f"step {stats.step}: out of memory in the training pass; the step was made again "
@@ -254,6 +263,13 @@ class ReinforceTrainer:
             f"{error}\nthe completions of step {step} are kept: rl4lm score --reward NAME --data "
             f"{path} asks the reward about them again"
         )
+
+    def _with_last_words(self, error: EngineError) -> EngineError:
+        """The error, after what was learned before it was saved."""
+        # To save is to talk to all processes, and those whose server is well are not here.
+        if self.state.step == 0 or self.world.size > 1:
+            return error
+        return EngineError(f"{error}\n{self._last_words()}")
 
     def _after_step(self, stats: StepStats) -> None:
         """Log a finished step, tell whoever listens, evaluate and save where that is due."""

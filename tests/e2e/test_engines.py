@@ -1,0 +1,87 @@
+"""`rl4lm eval` and `rl4lm train` with a server that draws the completions."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from rl4lm.loading import load_model, open_model
+
+MODEL = "builtin:tiny-arithmetic"
+
+
+@pytest.fixture(scope="module")
+def twin():
+    source = open_model(MODEL)
+    return load_model(source, dtype="float32", device=torch.device("cpu")).eval()
+
+
+def rl4lm(*words, **environment):
+    return subprocess.run(
+        [sys.executable, "-m", "rl4lm", *map(str, words)],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+    )
+
+
+def test_eval_through_a_server_gives_the_table_and_the_numbers_of_the_model_itself(twin, serving):
+    words = ("eval", "--eval_samples", 12, "--json")
+    local = rl4lm(*words)
+    with serving.Server(twin, MODEL, key="s3cret") as server:
+        found = rl4lm(*words, "--sampler_url", server.url, RL4LM_SAMPLER_API_KEY="s3cret")
+        refused = rl4lm(*words, "--sampler_url", server.url)
+    assert found.returncode == 0, found.stderr
+    assert json.loads(found.stdout) == json.loads(local.stdout)
+    assert json.loads(found.stdout)["samples"] == 12
+    assert refused.returncode == 2
+    assert "RL4LM_SAMPLER_API_KEY" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+def test_a_server_that_dies_ends_the_run_in_words_and_the_run_goes_on_with_another(
+    twin, serving, tmp_path
+):
+    sizes = ["--prompts_per_step", "2", "--num_generations", "4", "--max_completion_length", "6"]
+    run = ["train", "--output_dir", tmp_path / "run", *sizes, "--max_steps", "4"]
+    run += ["--eval_samples", "0", "--epsilon", "0.2", "--resume_from_checkpoint", "true"]
+    with serving.Server(twin, MODEL, status=lambda count: 200 * (count <= 8)) as server:
+        died = rl4lm(*run, "--sampler_url", server.url, RL4LM_SAMPLER_API_KEY="s3cret")
+    assert died.returncode == 1
+    assert f"the server {server.url} cannot be reached" in died.stderr
+    assert "after step 2 of 4; saved in" in died.stderr
+    assert "Traceback" not in died.stderr
+    with serving.Server(twin, MODEL) as server:
+        again = rl4lm(*run, "--sampler_url", server.url)
+        assert again.returncode == 2, "another address is another option"
+        assert "--resume_anyway" in again.stderr
+        done = rl4lm(*run, "--sampler_url", server.url, "--resume_anyway", "true")
+    assert done.returncode == 0, done.stderr
+    steps = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in steps] == [1, 2, 3, 4]
+    kept = "".join(p.read_text() for p in (tmp_path / "run").glob("*.yaml"))
+    assert server.url in kept
+    assert "s3cret" not in kept + died.stdout + died.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["train", "--output_dir", "nowhere"], "set epsilon, the range of the ratio"),
+        (["train", "--output_dir", "nowhere", "--epsilon", "1"], "cannot be reached"),
+        (["eval"], "cannot be reached"),
+    ],
+    ids=["no_ratio", "train", "eval"],
+)
+def test_what_cannot_be_is_said_before_anything_is_begun(words, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = rl4lm(*words, "--sampler_url", "http://127.0.0.1:9")
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert not (tmp_path / "nowhere").exists()
