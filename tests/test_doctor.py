@@ -257,6 +257,11 @@ def shrinking(run: Run) -> None:
     run.every(30, completions_mean_length=2.0)
 
 
+def left_behind(run: Run) -> None:
+    for row in run.steps[40:]:
+        row["importance_ratio/effective_share"] = 0.3
+
+
 def waiting(run: Run) -> None:
     run.every(time_score_s=4.0)
 
@@ -283,6 +288,7 @@ CASES = [
     (frozen, "learning_rate_is_zero", "warning"),
     (long_warm_up, "warm_up_too_long", "warning"),
     (gap, "sampler_gap", "warning"),
+    (left_behind, "sampler_left_behind", "warning"),
     (too_fine, "updates_below_resolution", "error"),
     (not_finite, "gradient_not_finite", "warning"),
     (skipping, "skipped_updates", "warning"),
