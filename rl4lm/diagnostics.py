@@ -101,18 +101,25 @@ def tally_ratios(e: Experience, logprobs: Tensor, epsilon: float) -> Tally:
     )
 
 
-def tally_other_policy(rollout: Rollout, logprobs: Tensor) -> Tally:
-    """How far the policy is from another one that drew the completions; beside `tally_ratios`.
+def tally_other_policy(e: Experience, logprobs: Tensor) -> Tally:
+    """How far the policy is from another one that drew, and what it would have earned itself.
 
     Args:
-        rollout: with the log-probs of the policy that drew.
+        e: its rollout has the log-probs of the policy that drew; counted beside `tally_ratios`.
         logprobs: [B, T] of the policy that is trained.
     """
-    mask, sampling = rollout.completion_mask, rollout.sampling_logprobs.double()
-    squares = importance_ratio(logprobs.double(), sampling, mask).square()
+    mask, sampling = e.rollout.completion_mask, e.rollout.sampling_logprobs.double()
     log_ratios = k1(logprobs.double(), sampling, mask)
+    ratio = importance_ratio(logprobs.double(), sampling, mask)
+    applies = e.scores.valid.flatten()
     return Tally(
-        {"ratio_squares": float(squares.sum()), "minus_log_ratio": -float(log_ratios.sum())}, {}
+        {
+            "ratio_squares": float(ratio.square().sum()),
+            "minus_log_ratio": -float(log_ratios.sum()),
+            "weighted_reward": float((ratio * e.scores.rewards.flatten())[applies].sum()),
+            "rewarded_ratio": float(ratio[applies].sum()),
+        },
+        {},
     )
 
 
@@ -145,17 +152,17 @@ def signal_metrics(numbers: Numbers, completions: int) -> dict[str, float | None
             "clip_ratio/region_mean": low + high,
         }
     if "ratio_squares" in numbers:
+        share = _quotient(numbers["ratio"] ** 2, completions * numbers["ratio_squares"])
+        reward = _quotient(numbers["weighted_reward"], numbers["rewarded_ratio"])
         metrics["importance_ratio/kl"] = numbers["minus_log_ratio"] / completions
-        metrics["importance_ratio/effective_share"] = _effective_share(numbers, completions)
+        metrics["importance_ratio/effective_share"] = share  # of Kish
+        metrics["importance_ratio/reward"] = reward
     return metrics
 
 
-def _effective_share(numbers: Numbers, completions: int) -> float | None:
-    """(Σ ρ)² / (N Σ ρ²): the share of N equal weights that would be as noisy as these (Kish)."""
-    squares = numbers["ratio_squares"]
-    if not 0.0 < squares < math.inf:
-        return None
-    return numbers["ratio"] ** 2 / (completions * squares)
+def _quotient(above: float, below: float) -> float | None:
+    """None where it is not defined, or where ratios have overflowed."""
+    return above / below if 0.0 < below < math.inf else None
 
 
 def gap_is_suspicious(metrics: Mapping[str, float | None], dtype: torch.dtype) -> bool:

@@ -24,7 +24,8 @@ from rl4lm.sampling import EndRule, Finished
 from rl4lm.types import Rollout
 
 _SEED_BITS = 48  # JSON carries 53; a server counts on from the seed for further completions
-_SHORT = 4  # prompts of one token that the server is tried with
+_TRIALS = 4  # prompts of one token that the server is tried with
+_ANY_ID = 2**31  # a vocabulary that holds them all, before that of the model is known
 _TELLING = 0.02  # nats; by this much a temperature must change the likeliest token's log-prob
 
 
@@ -72,12 +73,12 @@ def check_engine(client: EngineClient, temperature: float | None) -> None:
 
 def _likeliest(client: EngineClient, temperature: float) -> list[float]:
     """The log-prob of the likeliest first token after some prompts, as the server gives it."""
-    prompts = [[token] for token in range(_SHORT)]
+    prompts = [[token] for token in range(_TRIALS)]
     draw = Draw(prompts, 1, 1, EndRule(()), chance=None)
     bodies = [{**body, "temperature": temperature, "seed": 0} for body in _bodies(client, draw, ())]
     found = []
     for prompt, reply in zip(prompts, client.complete(bodies), strict=True):
-        (drawn,) = read_reply(reply, Asked(prompt, 1, 1, draw.ends, 2**31))
+        (drawn,) = read_reply(reply, Asked(prompt, 1, 1, draw.ends, _ANY_ID))
         listed = (reply["choices"][0]["logprobs"].get("top_logprobs") or [None])[0]
         found.append(max([*(listed or {}).values(), *drawn.logprobs]))
     return found

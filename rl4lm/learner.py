@@ -193,14 +193,14 @@ class Learner:
         else:
             met, noise = self.backward.whole(e.rollout, self._weights(e, logprobs)), {}
         if fresh:
-            tally |= self._tally_sampler(e.rollout, logprobs, met)
+            tally |= self._tally_sampler(e, logprobs, met)
         return tally, noise
 
-    def _tally_sampler(self, rollout: Rollout, logprobs: Tensor, met: Tensor) -> Tally:
+    def _tally_sampler(self, e: Experience, logprobs: Tensor, met: Tensor) -> Tally:
         """How far the policy is from what sampled: by rounding, or by a server's own weights."""
         if self._config.sampler_url is None:
-            return tally_gap(rollout, met)
-        return tally_other_policy(rollout, logprobs)
+            return tally_gap(e.rollout, met)
+        return tally_other_policy(e, logprobs)
 
     def _loss(self, e: Experience) -> Callable[[Tensor, Tensor], Tensor]:
         return total(self._terms, e)

@@ -492,6 +492,13 @@ def test_a_rise_that_the_noise_hides_step_by_step_is_still_seen(tmp_path):
     assert found_in(run, tmp_path) == {}
 
 
+def test_a_reward_of_a_servers_completions_need_not_rise(tmp_path):
+    run = healthy_run()
+    flat(run)
+    run.config["sampler_url"] = "http://localhost:8000"
+    assert found_in(run, tmp_path) == {}
+
+
 def test_too_few_steps_are_not_judged_and_that_is_said(tmp_path, capsys):
     run = healthy_run(steps=2)
     flat(run)

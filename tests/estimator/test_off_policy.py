@@ -190,6 +190,7 @@ def test_a_server_with_the_same_weights_gives_the_first_step_of_plain_training(
     assert subject.gap(kit.plain_loss(subject)) < tolerance
     for name in ("mean", "min", "max", "effective_share"):
         assert metrics[f"importance_ratio/{name}"] == pytest.approx(1.0, abs=tolerance)
+    assert metrics["importance_ratio/reward"] == pytest.approx(metrics["reward"], abs=tolerance)
     assert metrics["importance_ratio/kl"] == pytest.approx(0.0, abs=tolerance)
     assert metrics["clip_ratio/region_mean"] == 0.0
     assert not [name for name in metrics if name.startswith("sampler_gap")]
@@ -216,3 +217,7 @@ def test_a_server_with_other_weights_is_corrected_for_by_the_ratio_of_the_sequen
     share = float(ratios.sum() ** 2 / ratios.square().sum() / kit.N)
     assert metrics["importance_ratio/effective_share"] == pytest.approx(share)
     assert 0.1 < share < 0.999
+    expected = float((ratios * r).sum() / ratios.sum())
+    assert metrics["importance_ratio/reward"] == pytest.approx(expected)
+    assert metrics["reward"] == pytest.approx(float(r.mean()))
+    assert abs(expected - float(r.mean())) > 1e-3
