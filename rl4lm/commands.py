@@ -145,7 +145,14 @@ def evaluate(argv: Sequence[str]) -> None:
     if namespace.json:
         print_json(metrics)
     else:
-        screen.metrics(f"{config.model_name_or_path} on {config.dataset_name}, {split}", metrics)
+        screen.metrics(f"{_evaluated(config)} on {config.dataset_name}, {split}", metrics)
+
+
+def _evaluated(config: ReinforceConfig) -> str:
+    """The model that an evaluation is of, and where it is."""
+    if config.sampler_url is None:
+        return config.model_name_or_path
+    return f"{config.sampler_model or config.model_name_or_path} at {config.sampler_url}"
 
 
 def sample(argv: Sequence[str]) -> None:

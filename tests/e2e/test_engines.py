@@ -32,15 +32,26 @@ def rl4lm(*words, **environment):
     )
 
 
-def test_eval_through_a_server_gives_the_numbers_of_the_model_itself(twin, serving, capsys):
+def test_eval_through_a_server_gives_the_numbers_of_the_model_itself(
+    twin, serving, capsys, monkeypatch
+):
+    monkeypatch.setenv("RL4LM_SAMPLER_API_KEY", "s3cret")
     words = ["eval", "--eval_samples", "12", "--json"]
     assert main(words) == 0
     local = json.loads(capsys.readouterr().out)
     with serving.Server(twin, MODEL, key="s3cret") as server:
-        found = rl4lm(*words, "--sampler_url", server.url, RL4LM_SAMPLER_API_KEY="s3cret")
-    assert found.returncode == 0, found.stderr
-    assert json.loads(found.stdout) == local
+        assert main([*words, "--sampler_url", server.url]) == 0
+    assert json.loads(capsys.readouterr().out) == local
     assert local["samples"] == 12
+
+
+def test_the_table_says_which_server_it_is_of(twin, serving, capsys):
+    with serving.Server(twin, "twin") as server:
+        named = ["--sampler_url", server.url, "--sampler_model", "twin"]
+        assert main(["eval", "--eval_samples", "2", *named]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"twin at {server.url} on builtin:arithmetic" in said
+    assert "accuracy" in said
 
 
 @pytest.mark.slow

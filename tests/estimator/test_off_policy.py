@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from rl4lm import ReinforceConfig, ReinforceTrainer, Rollout
+from rl4lm.baselines import SCALES
 from rl4lm.console import Screen
 from rl4lm.enumeration import (
     PROMPTS,
@@ -35,16 +36,15 @@ TEMPERATURE = 0.9
 class Bench:
     """A trainer on the enumerable problem, whose completions another policy draws."""
 
-    def __init__(self, generations: int, length: int, **options: Any) -> None:
+    def __init__(self, generations: int, length: int, tokens: bool = False, **options: Any) -> None:
         self.completions = all_completions(length)
         self.rewards = Rewards.draw(self.completions, 0)
+        paid = self.rewards.by_token if tokens else self.rewards.whole
         settings = {"optim": "sgd", "learning_rate": 0.5, "max_grad_norm": 0, "dtype": "float64"}
         quiet = {"eval_samples": 0, "accuracy_func": None, "noise_every": 0, "max_steps": 10**6}
         self.trainer = ReinforceTrainer(
             model=tiny_model(0),
-            reward_funcs=lambda prompts, completion_ids, **_: self.rewards.whole(
-                prompts, completion_ids
-            ),
+            reward_funcs=lambda prompts, completion_ids, **_: paid(prompts, completion_ids),
             args=ReinforceConfig(
                 prompts_per_step=len(PROMPTS),
                 num_generations=generations,
@@ -133,13 +133,26 @@ def off(found: torch.Tensor, true: torch.Tensor) -> float:
 
 @pytest.mark.parametrize(
     ("generations", "length", "baseline"),
-    [(1, 2, "none"), (1, 2, "batch_leave_one_out"), (2, 1, "prompt_leave_one_out")],
+    [
+        (1, 2, "none"),
+        (1, 2, "batch_mean"),
+        (1, 2, "batch_leave_one_out"),
+        (2, 1, "prompt_mean"),
+        (2, 1, "prompt_leave_one_out"),
+        (2, 1, "length_weighted"),
+    ],
 )
 def test_with_the_ratio_the_expected_step_on_another_policys_completions_is_the_gradient(
     generations, length, baseline, tiny
 ):
     bench = Bench(generations, length, baseline=baseline, epsilon=WIDE)
-    assert off(bench.expected(tiny), bench.truth(tiny)) < EXACT
+    scale = SCALES[baseline](len(PROMPTS), generations)
+    assert off(bench.expected(tiny), scale * bench.truth(tiny)) < EXACT
+
+
+def test_rewards_per_token_and_their_kl_are_weighed_by_the_ratio_of_the_whole(tiny):
+    bench = Bench(1, 2, tokens=True, baseline="none", epsilon=WIDE, beta=0.3, kl_in="token_reward")
+    assert off(bench.expected(tiny), bench.truth(tiny, beta=0.3)) < EXACT
 
 
 def test_without_the_ratio_it_is_not(tiny):
