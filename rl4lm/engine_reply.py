@@ -116,7 +116,7 @@ def _until_end(
 ) -> Completion:
     """The completion up to the first of this run's ends, or to the length limit."""
     for size in range(1, min(len(ids), asked.length) + 1):
-        if _ends(ids[:size], asked.ends):
+        if _ends(ids, size, asked.ends):
             return Completion(ids[:size], logprobs[:size], ended=True)
     if len(ids) == asked.length:
         return Completion(ids, logprobs, ended=False)
@@ -131,5 +131,8 @@ def _until_end(
     )
 
 
-def _ends(ids: list[int], ends: EndRule) -> bool:
-    return ids[-1] in ends.token_ids or (ends.reaches_stop is not None and ends.reaches_stop(ids))
+def _ends(ids: list[int], size: int, ends: EndRule) -> bool:
+    """Whether the first `size` ids are a completion that has ended."""
+    if ids[size - 1] in ends.token_ids:
+        return True
+    return ends.reaches_stop is not None and ends.reaches_stop(ids[:size])

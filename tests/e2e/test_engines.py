@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -78,6 +79,33 @@ def test_a_server_that_dies_ends_the_run_in_words_and_the_run_goes_on_with_anoth
     kept = "".join(p.read_text() for p in (tmp_path / "run").glob("*.yaml"))
     assert server.url in kept
     assert "s3cret" not in kept + died.stdout + died.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_two_processes_get_from_a_server_what_one_gets(twin, serving, tmp_path):
+    root = Path(__file__).parents[2]
+    cpu2 = ["-m", "accelerate.commands.launch", "--config_file"]
+    cpu2 += [root / "recipes" / "accelerate" / "cpu2.yaml"]
+    recipe = [root / "recipes" / "arithmetic.py", "--epsilon", "0.2", "--max_steps", "2"]
+    recipe += ["--prompts_per_step", "4", "--num_generations", "2", "--eval_samples", "0"]
+    drawn = []
+    with serving.Server(twin, MODEL) as server:
+        for name, launch in (("one", []), ("two", cpu2)):
+            words = [*launch, *recipe, "--output_dir", tmp_path / name, "--sampler_url", server.url]
+            done = subprocess.run(
+                [sys.executable, *map(str, words)],
+                capture_output=True,
+                text=True,
+                timeout=180,
+                env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
+            )
+            assert done.returncode == 0, done.stderr
+            pages = sorted((tmp_path / name / "completions").iterdir())
+            rows = [json.loads(line) for page in pages for line in page.read_text().splitlines()]
+            drawn.append([(row["prompt"], row["completion_ids"]) for row in rows])
+    assert drawn[0] == drawn[1]
+    assert len(drawn[0]) == 16
 
 
 @pytest.mark.parametrize(
