@@ -22,8 +22,10 @@ from rl4lm.policy import Policy
 from rl4lm.preparing import make_policy
 from rl4lm.probe import probe
 from rl4lm.reward_lookup import NamedReward, Reward, check_columns, resolve_rewards
+from rl4lm.sampler import Sampler
 from rl4lm.sampling import EndRule
 from rl4lm.scoring import Scorer
+from rl4lm.served import ServedModel, make_sampler, read_served
 from rl4lm.sharding import shard
 from rl4lm.text import TextCodec
 from rl4lm.world import World
@@ -119,15 +121,15 @@ def _splits(
         return train, None
 
 
-def end_rule(config: ReinforceConfig, policy: Policy) -> EndRule:
+def end_rule(config: ReinforceConfig, policy: Policy | ServedModel) -> EndRule:
     """What ends a completion: the model's end tokens, and the stop strings of the options."""
     stops: Sequence[str] = config.stop_strings
-    return EndRule(policy.end_token_ids, _stop_test(stops, policy) if stops else None)
+    return EndRule(policy.end_token_ids, _stop_test(stops, policy.codec) if stops else None)
 
 
-def _stop_test(stops: Sequence[str], policy: Policy) -> Callable[[list[int]], bool]:
+def _stop_test(stops: Sequence[str], codec: TextCodec) -> Callable[[list[int]], bool]:
     def reaches_stop(ids: list[int]) -> bool:
-        (text,) = policy.codec.decode([ids])
+        (text,) = codec.decode([ids])
         return any(stop in text for stop in stops)
 
     return reaches_stop
@@ -172,6 +174,22 @@ def assemble_policy(
             "max_completion_length; name ends with --stop_token_ids or --stop_strings"
         )
     return policy, notes
+
+
+def assemble_evaluated(
+    config: ReinforceConfig, data: Sequence[PromptData], world: World
+) -> tuple[Policy | ServedModel, Sampler]:
+    """The model of the options, and what completes prompts with it; a server's weights stay there.
+
+    Raises:
+        ModelError, DataError, TrainingError: what cannot be loaded or served.
+    """
+    model: Policy | ServedModel
+    if config.sampler_url is None:
+        model, _ = assemble_policy(config, None, None, None, data, world)
+    else:
+        model = read_served(config, data)
+    return model, make_sampler(config, model)
 
 
 def _network(

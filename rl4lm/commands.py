@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rl4lm.builtin import BUILTIN_MODELS, model_settings
 from rl4lm.config import OPTIONS, ReinforceConfig
 from rl4lm.errors import ConfigError
+from rl4lm.offpolicy import check_off_policy
 from rl4lm.options import OptionParser, add_config_arguments, config_from
 from rl4lm.resume import find_start
 from rl4lm.reward_lookup import resolve_rewards
@@ -36,6 +37,9 @@ _EVAL = (
     "on_reward_error",
     "accuracy_func",
     *_ENDS,
+    "sampler_url",
+    "sampler_model",
+    "sampler_timeout_s",
     "eval_samples",
     "seed",
     "torch_threads",
@@ -75,6 +79,7 @@ def run_training(config: ReinforceConfig, as_json: bool = False) -> dict[str, An
     if config.output_dir is None:
         raise ConfigError("where should the run go? name a folder with --output_dir")
     # Again in the trainer; here they answer before torch is even imported.
+    check_off_policy(config)
     find_start(config, thorough=False)
     check_prompts(config.dataset_name, config.prompt_column)
     resolve_rewards(config.reward_funcs)
@@ -102,30 +107,33 @@ def evaluate(argv: Sequence[str]) -> None:
     config = config_from(namespace, base_for=_only(_EVAL))
     if not config.eval_samples:
         raise ConfigError("eval_samples=0 leaves nothing to evaluate; give 1 or more")
-    from rl4lm.assembly import assemble_judges, assemble_policy, end_rule
+    from rl4lm.assembly import assemble_evaluated, assemble_judges, end_rule
     from rl4lm.console import Screen
     from rl4lm.data import load_split
-    from rl4lm.evaluate import evaluate as measure
+    from rl4lm.evaluate import evaluate_completions
     from rl4lm.fitting import leave_out_unfit
     from rl4lm.scoring import RewardContext
+    from rl4lm.served import check_server
     from rl4lm.world import World
 
     quiet_libraries()
+    check_server(config, temperature=None)
     split = config.dataset_test_split or config.dataset_train_split
     data = load_split(config.dataset_name, split, config.prompt_column)
     judges = assemble_judges(config, None, [data])
     data, notes = leave_out_unfit(judges.scorer.rewards, data)
     world = World()
     world.use_threads(config.torch_threads)
-    policy, _ = assemble_policy(config, None, None, None, [data], world)
-    metrics = measure(
-        policy,
+    model, sampler = assemble_evaluated(config, [data], world)
+    metrics = evaluate_completions(
+        sampler,
+        model.codec,
         data,
         judges.scorer,
         judges.accuracy,
         samples=config.eval_samples,
         max_completion_length=config.max_completion_length,
-        ends=end_rule(config, policy),
+        ends=end_rule(config, model),
         context=RewardContext(0, 0, config.seed),
         world=world,
     )
@@ -137,7 +145,14 @@ def evaluate(argv: Sequence[str]) -> None:
     if namespace.json:
         print_json(metrics)
     else:
-        screen.metrics(f"{config.model_name_or_path} on {config.dataset_name}, {split}", metrics)
+        screen.metrics(f"{_evaluated(config)} on {config.dataset_name}, {split}", metrics)
+
+
+def _evaluated(config: ReinforceConfig) -> str:
+    """The model that an evaluation is of, and where it is."""
+    if config.sampler_url is None:
+        return config.model_name_or_path
+    return f"{config.sampler_model or config.model_name_or_path} at {config.sampler_url}"
 
 
 def sample(argv: Sequence[str]) -> None:

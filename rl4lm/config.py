@@ -17,6 +17,7 @@ from pydantic import ConfigDict, NonNegativeInt, ValidationError, field_validato
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 from pydantic_core import ErrorDetails
 
+from rl4lm.address import unusable_address, without_password
 from rl4lm.errors import ConfigError, did_you_mean
 from rl4lm.refusals import asks_for_nothing, refused_value, unknown_option
 from rl4lm.schema import Option, describe, option
@@ -157,6 +158,22 @@ class ReinforceConfig:
     )
     stop_token_ids: list[NonNegativeInt] = option(
         "sampling", [], "token ids that end a completion, besides the model's own"
+    )
+    sampler_url: str | None = option(
+        "sampling",
+        None,
+        "address of an OpenAI-compatible completions server that draws the completions, such as "
+        "http://localhost:8000; its weights do not follow the training, so that `train` needs "
+        "epsilon beside it; none = this process draws them",
+    )
+    sampler_model: str | None = option(
+        "sampling", None, "name of the model at the server; none = model_name_or_path"
+    )
+    sampler_timeout_s: float = option(
+        "sampling",
+        600.0,
+        "seconds that the server may take for the completions of one prompt",
+        gt=0,
     )
 
     baseline: Literal[
@@ -406,6 +423,13 @@ def _conflicts(config: ReinforceConfig) -> Iterator[str]:
         yield (
             f"reward_funcs names a reward twice: {' '.join(config.reward_funcs)}; name each once "
             "and set its share by reward_weights"
+        )
+    if config.sampler_url is not None and (why := unusable_address(config.sampler_url)):
+        yield f"sampler_url={without_password(config.sampler_url)} {why}"
+    if config.sampler_model is not None and config.sampler_url is None:
+        yield (
+            f"sampler_model={config.sampler_model} names a model at a server, but there is no "
+            "server; set sampler_url too, or leave both out"
         )
 
 

@@ -121,6 +121,28 @@ def idle_seconds(numbers: Numbers, processes: int) -> float:
     return sum(numbers[f"{name}_most"] - numbers[name] / processes for name in halves_of_a_step)
 
 
+def tally_other_policy(e: Experience, logprobs: Tensor) -> Tally:
+    """How far the policy is from another one that drew, and what it would have earned itself.
+
+    Args:
+        e: its rollout has the log-probs of the policy that drew; counted beside `tally_ratios`.
+        logprobs: [B, T] of the policy that is trained.
+    """
+    mask, sampling = e.rollout.completion_mask, e.rollout.sampling_logprobs.double()
+    log_ratios = k1(logprobs.double(), sampling, mask)
+    ratio = importance_ratio(logprobs.double(), sampling, mask)
+    applies = e.scores.valid.flatten()
+    return Tally(
+        {
+            "ratio_squares": float(ratio.square().sum()),
+            "minus_log_ratio": -float(log_ratios.sum()),
+            "weighted_reward": float((ratio * e.scores.rewards.flatten())[applies].sum()),
+            "rewarded_ratio": float(ratio[applies].sum()),
+        },
+        {},
+    )
+
+
 def signal_metrics(numbers: Numbers, completions: int) -> dict[str, float | None]:
     """What the tallies of all processes say, under the names of the log.
 
@@ -149,7 +171,18 @@ def signal_metrics(numbers: Numbers, completions: int) -> dict[str, float | None
             "clip_ratio/high_mean": high,
             "clip_ratio/region_mean": low + high,
         }
+    if "ratio_squares" in numbers:
+        share = _quotient(numbers["ratio"] ** 2, completions * numbers["ratio_squares"])
+        reward = _quotient(numbers["weighted_reward"], numbers["rewarded_ratio"])
+        metrics["importance_ratio/kl"] = numbers["minus_log_ratio"] / completions
+        metrics["importance_ratio/effective_share"] = share  # of Kish
+        metrics["importance_ratio/reward"] = reward
     return metrics
+
+
+def _quotient(above: float, below: float) -> float | None:
+    """None where it is not defined, or where ratios have overflowed."""
+    return above / below if 0.0 < below < math.inf else None
 
 
 def gap_is_suspicious(metrics: Mapping[str, float | None], dtype: torch.dtype) -> bool:

@@ -58,6 +58,10 @@ class TrainingError(Rl4lmError, RuntimeError):
     """Training cannot go on: a parameter without gradient, a gradient that is not finite."""
 
 
+class EngineError(Rl4lmError, ConnectionError):
+    """A server that draws completions is away, refuses, or answers what cannot be used."""
+
+
 class Stopped(KeyboardInterrupt):
     """A signal that ends a run, wherever it arrives; the text says what was saved.
 

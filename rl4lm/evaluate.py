@@ -13,12 +13,12 @@ from typing import Any
 import torch
 
 from rl4lm.data import PromptData
-from rl4lm.drawing import greedy
 from rl4lm.policy import Policy
-from rl4lm.preparing import sampling_mode
 from rl4lm.reward_lookup import NamedReward
-from rl4lm.sampling import EndRule, generate
+from rl4lm.sampler import Draw, PolicySampler, Sampler
+from rl4lm.sampling import EndRule
 from rl4lm.scoring import RewardContext, Scorer
+from rl4lm.text import TextCodec
 from rl4lm.types import Example, Rollout
 from rl4lm.world import World
 
@@ -56,21 +56,53 @@ def evaluate(
         ``samples``; with `accuracy` also ``accuracy``, its standard error ``accuracy_stderr``,
         and ``accuracy/<family>`` where the rows have the column ``family``.
     """
+    with policy.shards.gathered():  # once: the processes may differ in batches
+        return evaluate_completions(
+            PolicySampler(policy),
+            policy.codec,
+            data,
+            scorer,
+            accuracy,
+            samples=samples,
+            max_completion_length=max_completion_length,
+            ends=ends,
+            context=context,
+            world=world,
+        )
+
+
+def evaluate_completions(
+    sampler: Sampler,
+    codec: TextCodec,
+    data: PromptData,
+    scorer: Scorer,
+    accuracy: NamedReward | None,
+    *,
+    samples: int,
+    max_completion_length: int,
+    ends: EndRule,
+    context: RewardContext,
+    world: World,
+) -> dict[str, float]:
+    """`evaluate`, wherever the completions come from.
+
+    Args:
+        sampler: completes the prompts, greedily.
+        codec: between text and the sampler's token ids.
+        data, scorer, accuracy, samples, max_completion_length, ends, context, world: as there.
+    """
     wanted = range(min(samples, len(data)))[world.rank :: world.size]
     records: list[dict[str, Any]] = []
-    with policy.shards.gathered():  # the processes may differ in batches
-        for indices in _batches(wanted):
-            examples = data.examples(indices)
-            with sampling_mode(policy):
-                rollout = generate(
-                    policy,
-                    policy.codec.encode([example.prompt for example in examples]),
-                    greedy,
-                    num_generations=1,
-                    max_completion_length=max_completion_length,
-                    ends=ends,
-                )
-            records += _records(policy, examples, rollout, scorer, accuracy, context)
+    for indices in _batches(wanted):
+        examples = data.examples(indices)
+        draw = Draw(
+            prompts=codec.encode([example.prompt for example in examples]),
+            num_generations=1,
+            max_completion_length=max_completion_length,
+            ends=ends,
+            chance=None,
+        )
+        records += _records(codec, examples, sampler(draw), scorer, accuracy, context)
     return summarize(world.gather_lists(records), scorer.names)
 
 
@@ -79,7 +111,7 @@ def _batches(indices: Sequence[int]) -> Iterator[Sequence[int]]:
 
 
 def _records(
-    policy: Policy,
+    codec: TextCodec,
     examples: Sequence[Example],
     rollout: Rollout,
     scorer: Scorer,
@@ -88,7 +120,7 @@ def _records(
 ) -> list[dict[str, Any]]:
     """One plain record per completion, so that processes can exchange them."""
     ids = rollout.completion_lists()
-    texts = policy.codec.decode(ids)
+    texts = codec.decode(ids)
     scores = scorer(examples, texts, ids, context)
     right = torch.full((len(examples), 1), math.nan, dtype=torch.float64)
     if accuracy is not None and accuracy in scorer.rewards:

@@ -15,18 +15,19 @@ from rl4lm.baselines import BASELINES, NEEDS_FEATURES, BaselineInputs, State, ad
 from rl4lm.config import ReinforceConfig
 from rl4lm.data import stream_indices
 from rl4lm.dealing import Deal, Lengths, deal
-from rl4lm.drawing import InverseCdf
 from rl4lm.early import EarlyScores
 from rl4lm.errors import ModelError, RewardError, RewardFailedError
 from rl4lm.kl import k1
 from rl4lm.metrics import Stopwatch, pack, unscored_rows
 from rl4lm.policy import Policy
-from rl4lm.preparing import inference_mode_of, sampling_mode
+from rl4lm.preparing import inference_mode_of
 from rl4lm.randomness import Stream
 from rl4lm.reference import Reference
 from rl4lm.returns import after_each_token, at_last_token, returns_to_go
-from rl4lm.sampling import EndRule, Finished, generate
+from rl4lm.sampler import Chance, Draw, Sampler
+from rl4lm.sampling import EndRule, Finished
 from rl4lm.scoring import RewardContext, Scorer
+from rl4lm.served import make_sampler
 from rl4lm.types import Example, Experience, Rollout, Scores
 from rl4lm.world import World
 
@@ -47,7 +48,7 @@ class Gatherer:
 
         Args:
             config: the options of the run.
-            policy: what samples.
+            policy: what is trained; it samples too, unless the options name a server.
             task: prompts and rewards.
             ends: what ends a completion.
             reference: log π_ref of completions; None where there is no KL.
@@ -62,6 +63,7 @@ class Gatherer:
         self._ends = ends
         self._reference = reference
         self._world = world
+        self.sampler: Sampler = make_sampler(config, policy)
         world.check_divides(config.prompts_per_step, "prompts_per_step")
         self.lengths = Lengths()
         self.baseline = BASELINES[config.resolved_baseline]
@@ -136,7 +138,7 @@ class Gatherer:
         places: Sequence[int],
         finished: Finished | None = None,
     ) -> Rollout:
-        """Draw G completions of each example from the policy as it is.
+        """Draw G completions of each example.
 
         Args:
             examples: this process's prompts.
@@ -144,24 +146,21 @@ class Gatherer:
             places: where each of the examples stands in the step's list; and on that.
             finished: told of completions as they end.
         """
-        choose = InverseCdf(
+        chance = Chance(
             seed=self._config.seed,
             stream=Stream.TRAINING,
             step=step,
             places=places,
-            num_generations=self._config.num_generations,
             temperature=self._config.temperature,
         )
-        with sampling_mode(self._policy):
-            return generate(
-                self._policy,
-                self._policy.codec.encode([example.prompt for example in examples]),
-                choose,
-                num_generations=self._config.num_generations,
-                max_completion_length=self._config.max_completion_length,
-                ends=self._ends,
-                finished=finished,
-            )
+        draw = Draw(
+            prompts=self._policy.codec.encode([example.prompt for example in examples]),
+            num_generations=self._config.num_generations,
+            max_completion_length=self._config.max_completion_length,
+            ends=self._ends,
+            chance=chance,
+        )
+        return self.sampler(draw, finished)
 
     def _open_scores(self, examples: Sequence[Example], context: RewardContext) -> EarlyScores:
         return EarlyScores(

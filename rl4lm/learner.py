@@ -30,6 +30,7 @@ from rl4lm.diagnostics import (
     tally_busy,
     tally_gap,
     tally_kl,
+    tally_other_policy,
     tally_ratios,
 )
 from rl4lm.experience import Gatherer
@@ -225,12 +226,18 @@ class Learner:
         else:
             met, sum_up = self.backward.whole(e.rollout, self._weights(e, logprobs)), self._sum_up
         if fresh:
-            tally |= tally_gap(e.rollout, met)
+            tally |= self._tally_sampler(e, logprobs, met)
         return tally, sum_up
 
     def _sum_up(self) -> dict[str, float | None]:
         self.backward.sum_over_processes()
         return {}
+
+    def _tally_sampler(self, e: Experience, logprobs: Tensor, met: Tensor) -> Tally:
+        """How far the policy is from what sampled: by rounding, or by a server's own weights."""
+        if self._config.sampler_url is None:
+            return tally_gap(e.rollout, met)
+        return tally_other_policy(e, logprobs)
 
     def _loss(self, e: Experience) -> Callable[[Tensor, Tensor], Tensor]:
         return total(self._terms, e)

@@ -5,6 +5,7 @@ Everything that can be refused without the weights is refused before they are re
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -192,6 +193,19 @@ def load_model(
     if source.adapter is not None:
         model = load_adapter(model, source.adapter)
     return model.to(device)
+
+
+def without_weights(source: ModelSource) -> Any:
+    """The model of a checkpoint with shapes and no numbers, and with the checkpoint's own ends."""
+    from transformers import AutoModelForCausalLM, GenerationConfig
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(
+            source.config, trust_remote_code=source.trust_remote_code
+        )
+    with suppress(OSError):  # a checkpoint without one keeps what its configuration gives
+        model.generation_config = GenerationConfig.from_pretrained(source.path)
+    return model
 
 
 def _bad_weights(source: ModelSource, reason: str) -> ModelError:

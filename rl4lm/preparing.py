@@ -38,7 +38,7 @@ def make_policy(
     return Policy(
         module,
         codec,
-        end_token_ids=_end_token_ids(causal_lm, codec.tokenizer, stop_token_ids, module.vocabulary),
+        end_token_ids=end_token_ids(causal_lm, codec.tokenizer, stop_token_ids, module.vocabulary),
         autocast_dtype=torch.bfloat16 if mixed else None,
     )
 
@@ -50,9 +50,14 @@ def _enable_checkpointing(causal_lm: Any) -> None:
     enable({"use_reentrant": False})
 
 
-def _end_token_ids(
+def end_token_ids(
     causal_lm: Any, tokenizer: Any, stop_token_ids: Sequence[int], vocabulary: int
 ) -> list[int]:
+    """The ids that end a completion: the model's own, else its tokenizer's, and those asked for.
+
+    Raises:
+        ModelError: the checkpoint names an end that the model cannot draw.
+    """
     generation = getattr(causal_lm, "generation_config", None)
     for owner in (generation, causal_lm.config, tokenizer):
         ids = getattr(owner, "eos_token_id", None)

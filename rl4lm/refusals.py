@@ -24,6 +24,10 @@ _GRPO = (
     "the loss here is the REINFORCE estimator itself: log-probabilities are summed over the "
     "tokens, every completion counts once, and advantages are not rescaled; choose a `baseline`"
 )
+_VLLM = (
+    "a server of vLLM or another engine is named by sampler_url; its weights do not follow the "
+    "training, so that it comes with epsilon, the range of the importance ratio"
+)
 _DTYPE = "the precision is chosen by `dtype` (auto, float32, bfloat16, pure_bfloat16, float64)"
 
 # Well-known options that are not taken here -> the reason, in words that follow "because".
@@ -41,7 +45,8 @@ NOT_OFFERED: Mapping[str, str] = {
     **dict.fromkeys(("kl_coef", "init_kl_coef"), "the weight of the KL is called beta here"),
     **dict.fromkeys(("report_to", "run_name", "push_to_hub", "hub_model_id"), _NOT_YET),
     "save_strategy": "checkpoints are counted in steps: save_steps",
-    **dict.fromkeys(("load_in_4bit", "load_in_8bit", "use_vllm"), _NOT_YET),
+    **dict.fromkeys(("load_in_4bit", "load_in_8bit"), _NOT_YET),
+    **dict.fromkeys(("use_vllm", "vllm_mode", "vllm_server_base_url"), _VLLM),
     "deepspeed": "its engine steps inside backward; launch with accelerate's replicated processes",
     "fsdp": "every process holds the whole model; launch with accelerate's replicated processes",
     "gradient_checkpointing": "it is called activation_checkpointing here",

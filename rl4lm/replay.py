@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from rl4lm import durable
 from rl4lm.checkpoint import load_checkpoint
@@ -26,6 +27,7 @@ from rl4lm.errors import ConfigError, DataError
 from rl4lm.logged import Row, check_ids, check_run, read_completions, read_metrics
 from rl4lm.metrics import Stopwatch
 from rl4lm.options import read_yaml
+from rl4lm.returns import at_last_token
 from rl4lm.tracking import checkpoints
 from rl4lm.trainer import ReinforceTrainer
 from rl4lm.types import Example, Experience, Rollout, Scores
@@ -166,6 +168,8 @@ def _trainer(config: ReinforceConfig, rows: Sequence[Row]) -> ReinforceTrainer:
     settings = replace(
         config,
         output_dir=None,
+        sampler_url=None,
+        sampler_model=None,
         eval_samples=0,
         accuracy_func=None,
         reward_weights=None,
@@ -191,11 +195,7 @@ def _experience(
         num_generations=group,
         ended=[not row["truncated"] for row in rows],
     )
-    # Those of sampling were not logged token by token; the same policy gives them again.
-    logprobs = trainer.policy.completion_logprobs(
-        rollout, config.temperature, config.max_tokens_per_micro_batch
-    )
-    rollout = replace(rollout, sampling_logprobs=logprobs)
+    rollout = replace(rollout, sampling_logprobs=_sampling_logprobs(trainer, config, rollout, rows))
     examples = [Example(row["prompt_id"], row["prompt"], {}) for row in rows[::group]]
     keys = [int(row["prompt_id"].rpartition("-")[2]) for row in rows[::group]]
     texts = [row["completion"] for row in rows]
@@ -210,6 +210,21 @@ def _experience(
     )
     trainer.learner.state = replace(state, baseline_state=baseline_state)
     return experience
+
+
+def _sampling_logprobs(
+    trainer: ReinforceTrainer, config: ReinforceConfig, rollout: Rollout, rows: Sequence[Row]
+) -> Tensor:
+    """The log-probs [B, T] at sampling time, which are logged as a sum over each completion.
+
+    The same policy gives its own again. A server's enter by their sum alone, in the ratio.
+    """
+    if config.sampler_url is None:
+        return trainer.policy.completion_logprobs(
+            rollout, config.temperature, config.max_tokens_per_micro_batch
+        )
+    sums = torch.tensor([row["sampling_logprob"] for row in rows], dtype=torch.float64)
+    return at_last_token(sums, rollout.completion_mask)
 
 
 def _scores(rows: Sequence[Row], group: int) -> Scores:

@@ -21,15 +21,24 @@ from rl4lm.assembly import Task, assemble_policy, assemble_task, end_rule
 from rl4lm.checkpoint import save_weights, whole_weights
 from rl4lm.config import ReinforceConfig
 from rl4lm.console import Screen
-from rl4lm.errors import RewardError, RewardFailedError, SaveError, Stopped, TrainingError
+from rl4lm.errors import (
+    EngineError,
+    RewardError,
+    RewardFailedError,
+    SaveError,
+    Stopped,
+    TrainingError,
+)
 from rl4lm.evaluate import evaluate
 from rl4lm.journal import Journal
 from rl4lm.learner import NON_FINITE_LIMIT, Learner
 from rl4lm.metrics import peak_memory_bytes
+from rl4lm.offpolicy import check_off_policy
 from rl4lm.provenance import given_in_python
 from rl4lm.resume import Start, check_output, find_start
 from rl4lm.reward_lookup import Reward
 from rl4lm.saving import Checkpoints, unsaved
+from rl4lm.served import check_server
 from rl4lm.stopping import StopRequest
 from rl4lm.tracking import checkpoints, write_unscored
 from rl4lm.types import Rollout, StepStats, TrainState
@@ -86,6 +95,8 @@ class ReinforceTrainer:
         self.world.use_threads(config.torch_threads)
         self.world.check_divides(config.prompts_per_step, "prompts_per_step")
         check_output(config)
+        check_off_policy(config)
+        check_server(config, config.temperature)
         screen = screen or Screen(logging_steps=config.logging_steps)
         screen.only_if(self.world.is_main)
         self.task: Task = assemble_task(config, _listed(reward_funcs), train_dataset, eval_dataset)
@@ -224,12 +235,14 @@ class ReinforceTrainer:
             self.screen.stop()
 
     def _step(self) -> StepStats:
-        """One step; what a reward failed on is kept."""
+        """One step; what a reward failed on is kept, and what was learned before a server went."""
         tokens = self.learner.backward.max_tokens
         try:
             stats = self.learner.step()
         except (RewardError, RewardFailedError) as error:
             raise self._with_unscored(error) from error.__cause__
+        except EngineError as error:
+            raise self._with_last_words(error) from None
         if self.learner.backward.max_tokens < tokens:
             self.screen.warn(
                 f"step {stats.step}: out of memory in the training pass; the step was made again "
@@ -251,6 +264,13 @@ class ReinforceTrainer:
             f"{error}\nthe completions of step {step} are kept: rl4lm score --reward NAME --data "
             f"{path} asks the reward about them again"
         )
+
+    def _with_last_words(self, error: EngineError) -> EngineError:
+        """The error, after what was learned before it was saved."""
+        # To save is to talk to all processes, and those whose server is well are not here.
+        if self.state.step == 0 or self.world.size > 1:
+            return error
+        return EngineError(f"{error}\n{self._last_words()}")
 
     def _after_step(self, stats: StepStats) -> None:
         """Log a finished step, tell whoever listens, evaluate and save where that is due."""

@@ -200,6 +200,8 @@ def _setting(config: ReinforceConfig) -> ReinforceConfig:
         max_completion_length=_longest(len(PROMPTS) * generations),
         stop_strings=[],
         stop_token_ids=[],
+        sampler_url=None,
+        sampler_model=None,
         optim="sgd",
         learning_rate=0.5,
         weight_decay=0.0,

@@ -15,6 +15,7 @@ _PROGRESS: Mapping[str, Callable[[float], str]] = {
     "kl": "kl {:.3f}".format,
     "variance_reduction": lambda value: f"variance {0.0 - value:+.0%}",
     "gradient_noise_scale": "noise scale {:.0f}".format,
+    "importance_ratio/effective_share": "weight left {:.0%}".format,
     "sampler_gap_mean": "gap {:.0e}".format,
     "sampler_gap_max": "max gap {:.0e}".format,
 }

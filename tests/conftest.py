@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -61,6 +63,18 @@ SETTINGS: dict[str, dict[str, Any]] = {
 def tiny() -> ModuleType:
     """The helpers of this file, by name."""
     return sys.modules[__name__]
+
+
+@pytest.fixture(scope="session")
+def serving() -> ModuleType:
+    """The completions server of `serving.py`."""
+    spec = importlib.util.spec_from_file_location("serving", Path(__file__).parent / "serving.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["serving"] = module
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -257,6 +257,11 @@ def shrinking(run: Run) -> None:
     run.every(30, completions_mean_length=2.0)
 
 
+def left_behind(run: Run) -> None:
+    for row in run.steps[40:]:
+        row["importance_ratio/effective_share"] = 0.3
+
+
 def waiting(run: Run) -> None:
     run.every(time_score_s=4.0)
 
@@ -283,6 +288,7 @@ CASES = [
     (frozen, "learning_rate_is_zero", "warning"),
     (long_warm_up, "warm_up_too_long", "warning"),
     (gap, "sampler_gap", "warning"),
+    (left_behind, "sampler_left_behind", "warning"),
     (too_fine, "updates_below_resolution", "error"),
     (not_finite, "gradient_not_finite", "warning"),
     (skipping, "skipped_updates", "warning"),
@@ -483,6 +489,13 @@ def test_a_rise_that_the_noise_hides_step_by_step_is_still_seen(tmp_path):
     draw = random.Random(2)
     for n, row in enumerate(run.steps):
         row["reward"] = 0.4 + 0.001 * n + draw.gauss(0, 0.01)
+    assert found_in(run, tmp_path) == {}
+
+
+def test_a_reward_of_a_servers_completions_need_not_rise(tmp_path):
+    run = healthy_run()
+    flat(run)
+    run.config["sampler_url"] = "http://localhost:8000"
     assert found_in(run, tmp_path) == {}
 
 

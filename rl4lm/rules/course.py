@@ -28,6 +28,8 @@ _COURSE = 15  # steps that a statement about the course of a run needs
 
 def reward_not_rising(log: RunLog) -> Finding | None:
     """The reward is where it was, although there is something to learn from."""
+    if log.text("sampler_url") is not None:
+        return None  # a server's completions earn what they earned before
     rewards = column(log.steps, "reward")
     before, after, error = trend(rewards)
     alive = mean(log.steps, "effective_share") > 0.05 and mean(log.steps, "learning_rate") > 0

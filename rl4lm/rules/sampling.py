@@ -18,6 +18,7 @@ from rl4lm.rules.findings import (
     trailing,
 )
 
+_SHARE_LEFT = "importance_ratio/effective_share"
 _FRESH = 0.1  # share of further samples below which the samples of a prompt are one and the same
 _AFTER_A_FALL = (
     "if updates broke what the policy could do: start again, or from an earlier checkpoint, with a "
@@ -141,6 +142,28 @@ def duplicate_samples(log: RunLog) -> Finding | None:
     )
 
 
+def sampler_left_behind(log: RunLog) -> Finding | None:
+    """A server's weights stay what they are, and the policy has gone where it hardly draws."""
+    shares = column(log.recent, _SHARE_LEFT)
+    left = average(shares)
+    if len(shares) < 2 or left >= 0.5:
+        return None
+    return Finding(
+        "sampler_left_behind",
+        Severity.ERROR if left < 0.1 else Severity.WARNING,
+        f"by their importance ratios {percent(left)} of the completions of the last {len(shares)} "
+        "steps are left",
+        "the server draws from weights that do not follow the training: a few completions decide "
+        "each step",
+        (
+            "serve the newest weights, and start the next run from them",
+            "a smaller learning_rate, or fewer max_steps between two such runs",
+            "without sampler_url the policy draws for itself",
+        ),
+        extent=1 / max(left, 1e-3),
+    )
+
+
 def _is_constant(row: Row, level: float) -> bool:
     reward, spread = number(row.get("reward")), number(row.get("reward_std"))
     # A lone completion has no spread at all.
@@ -155,6 +178,7 @@ def _compares_within_prompt(log: RunLog) -> bool:
 
 
 RULES = (
+    Rule(sampler_left_behind, "how far the policy has left a server behind"),
     Rule(completions_cut_off, "completions that never end", {"completions/clipped_ratio": 3}),
     Rule(constant_reward, "rewards that never differ", {"reward": 5}),
     Rule(

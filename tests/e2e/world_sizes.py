@@ -92,7 +92,7 @@ def work(folder: Path, layout: str, chosen: dict[str, dict[str, Any]], broken: s
     for name, case in chosen.items():
         alone = None if layout == "alone" else torch.load(folder / f"alone, {name}.pt")
         trainer = build(case)
-        begun = [p.detach().clone() for p in trainer.policy.trainable().values()]
+        begun = [whole(p.detach()).clone() for p in trainer.policy.trainable().values()]
         given = alone if alone is not None and case["dtype"] == "float32" else None
         if broken == "unreduced":
             World.sum_gradients = lambda world, parameters: None  # type: ignore[method-assign]

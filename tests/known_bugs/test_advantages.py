@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rl4lm import ReinforceConfig, Rollout, baselines, experience, objective, policy
+from rl4lm import ReinforceConfig, Rollout, baselines, experience, objective, policy, sampler
 from rl4lm.baselines import BASELINES, BaselineInputs
 from rl4lm.config import COMPARES_WITHIN_PROMPT
 from rl4lm.errors import ConfigError
@@ -276,7 +276,7 @@ def expected_kl_step(
         rows = Rollout.from_lists([[1, 2]], [[token]])
         sampled = run.policy.completion_logprobs(rows, kit.TEMPERATURE)
         rows = replace(rows, sampling_logprobs=sampled)
-        patch.setattr(experience, "generate", lambda *given, _rows=rows, **named: _rows)
+        patch.setattr(sampler, "generate", lambda *given, _rows=rows, **named: _rows)
         run.step()
         run.restart(start)
         for name, part in run.moved.items():

@@ -13,7 +13,7 @@ import torch
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM
 
-from rl4lm import ReinforceConfig, drawing, experience, preparing
+from rl4lm import ReinforceConfig, drawing, preparing, sampler
 from rl4lm.diagnostics import gap_is_suspicious
 from rl4lm.errors import ConfigError, ModelError
 from rl4lm.experience import Gatherer
@@ -234,9 +234,9 @@ def test_processes_never_draw_the_same_samples(size, tiny, monkeypatch, kit):
     repeats = kit.N - len({tuple(row) for row in whole})
     assert repeats <= 4, "short ones may be equal by chance"
     # The bug: every rank counts its prompts from 0.
-    choose = experience.InverseCdf
+    choose = sampler.InverseCdf
     monkeypatch.setattr(
-        experience, "InverseCdf", lambda **given: choose(**{**given, "places": range(kit.N)})
+        sampler, "InverseCdf", lambda **given: choose(**{**given, "places": range(kit.N)})
     )
     mixed = drawn(size, 0)
     repeats = kit.N - len({tuple(row) for row in mixed})
