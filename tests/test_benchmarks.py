@@ -14,7 +14,7 @@ BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 def run(script, *arguments):
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, BENCHMARKS / script, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=200)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=270)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -53,6 +53,34 @@ def test_floors_and_exponents_are_measured_and_the_page_holds_them(tmp_path):
     assert found["operations"]["sampling"]["layers"] == 2 * 4 * 262_144 * (288 + 960)
     assert found["operations"]["training"]["head"] == 6 * 128 * 100 * 1024
     assert 0 < found["median"]["step"]["share_at_shapes"] < 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="pins processes to cores")
+def test_two_processes_do_the_work_of_one_and_their_collectives_are_counted(tmp_path):
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("needs two cores")
+    out = tmp_path / "processes-T.json"
+    printed = run("processes.py", "--shape", "T", "--steps", 1, "--rounds", 1, "--out", out)
+    assert "| two, FSDP2 |" in printed
+    found = json.loads(out.read_text())["results"]
+    one, replicated, sharded = found.values()
+    for result in (replicated, sharded):
+        (step,), (alone,) = result["steps"], one["steps"]
+        assert step["reward"] == pytest.approx(alone["reward"], abs=1e-12)
+        assert step["grad_norm"] == pytest.approx(alone["grad_norm"], rel=1e-4)
+        assert result["ratio"]["median"] == alone["wall_s"] / step["wall_s"]
+        assert sum(result["shares"].values()) == pytest.approx(1, abs=0.05)
+    # By hand: 4 layers of 4·128² + 3·128·512 + 2·128 weights, the tied head's 100·128, the norm's.
+    layers, rest = 4 * (262_144 + 256) * 4, (12_800 + 128) * 4  # bytes
+    assert one["collectives"] == {}
+    assert replicated["collectives"]["allreduce"] == {"calls": 1, "bytes": layers + rest}
+    told = sharded["collectives"]
+    weights = next(v for name, v in told.items() if "allgather" in name and v["calls"] > 5)
+    # For the rollout and the forward pass all of them, for the way back the layers once more.
+    assert weights == {"calls": 5 + 5 + 4, "bytes": 2 * (layers + rest) + layers}
+    summed = next(v for name, v in told.items() if "reduce_scatter" in name)
+    assert summed == {"calls": 5, "bytes": layers + rest}
 
 
 def test_without_trl_the_comparison_says_what_to_install_and_what_to_leave_out():
