@@ -1,5 +1,7 @@
 """The benchmarks run at their smallest, as their first lines say, and their page is made."""
 
+import dataclasses
+import importlib
 import json
 import os
 import subprocess
@@ -76,11 +78,61 @@ def test_two_processes_do_the_work_of_one_and_their_collectives_are_counted(tmp_
     assert one["collectives"] == {}
     assert replicated["collectives"]["allreduce"] == {"calls": 1, "bytes": layers + rest}
     told = sharded["collectives"]
-    weights = next(v for name, v in told.items() if "allgather" in name and v["calls"] > 5)
     # For the rollout and the forward pass all of them, for the way back the layers once more.
-    assert weights == {"calls": 5 + 5 + 4, "bytes": 2 * (layers + rest) + layers}
-    summed = next(v for name, v in told.items() if "reduce_scatter" in name)
-    assert summed == {"calls": 5, "bytes": layers + rest}
+    assert told["allgather_base"] == {"calls": 5 + 5 + 4, "bytes": 2 * (layers + rest) + layers}
+    assert told["reduce_scatter_base"] == {"calls": 5, "bytes": layers + rest}
+
+
+@pytest.fixture
+def cost_model(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    return importlib.import_module("cost_model"), importlib.import_module("costs")
+
+
+def test_the_cost_model_adds_up_and_processes_wait_where_lengths_differ_only(cost_model):
+    model, costs = cost_model
+    shape, full = model.MODELS["7B"], costs.MODES[0]
+    n = 28 * (2 * 3584**2 + 2 * 3584 * 512 + 3 * 3584 * 18_944) + 2 * 3584 * 152_064
+    assert costs.weights(shape) == n
+    assert costs.sum_seconds(8e9, model.H100, 1) == 0
+    # 7/4 of the bytes over a link of 450 GB/s at 0.7, and 2·3 hops.
+    summed = costs.sum_seconds(4 * n, model.H100, 8)
+    assert summed == pytest.approx(7 / 4 * 4 * n / 315e9 + 6 * 5e-6)
+    alike = dataclasses.replace(model.with_prompts(32), spread=0.0)
+    equal = costs.step_cost(shape, full, alike, model.H100, 8)
+    assert equal.waiting == pytest.approx(0, abs=1e-9)
+    assert equal.telling == pytest.approx(summed)
+    assert equal.memory > 16 * n
+    differing = costs.step_cost(shape, full, model.with_prompts(32), model.H100, 8)
+    assert differing.waiting > 0.01 * differing.seconds
+
+
+def test_sharded_parameters_take_less_memory_and_more_telling_and_adapters_least_of_both(
+    cost_model,
+):
+    model, costs = cost_model
+    work = model.with_prompts(128)
+    full, adapters, sharded = (
+        costs.step_cost(model.MODELS["7B"], mode, work, model.H100, 64) for mode in costs.MODES
+    )
+    assert sharded.memory < full.memory
+    assert adapters.telling < full.telling
+    assert sharded.update < full.update / 60
+    assert adapters.sampling > full.sampling  # casts of frozen weights are not kept
+
+
+def test_the_tables_of_the_cost_model_are_printed_with_the_two_processes(
+    cost_model, monkeypatch, capsys
+):
+    model, _ = cost_model
+    asked = ["--gpus", "2", "8", "--prompts_per_gpu", "1", "--prompts", "8"]
+    monkeypatch.setattr(sys, "argv", ["cost_model.py", *asked])
+    model.main()
+    printed = capsys.readouterr().out
+    assert printed.count("| 7B | FSDP2 |") == 4
+    assert "was measured on a GPU" in printed
+    ratio = float(printed.split("| ratio | ")[1].split(" |")[0])
+    assert 1.6 < ratio < 2
 
 
 def test_without_trl_the_comparison_says_what_to_install_and_what_to_leave_out():
