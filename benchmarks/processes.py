@@ -126,8 +126,8 @@ def verdict(payload: Mapping[str, Any]) -> str:
     named = ", ".join(f"{name} {ratio:.2f}" for name, ratio in pairs)
     if payload["settings"]["shape"] != "S":
         return f"Times one process: {named}; what is asked for is asked on size S."
-    held = all(ratio >= WANTED for _, ratio in pairs)
-    return f"Asked for: {WANTED} times one process; {'held' if held else 'missed'}: {named}."
+    missed = ", ".join(name for name, ratio in pairs if ratio < WANTED)
+    return f"Asked for: {WANTED} times one process. Found: {named}; missed by: {missed or 'none'}."
 
 
 def main() -> None:

@@ -131,9 +131,9 @@ class Team:
 
 def work(pipe: Connection, job: Job, core: int, environment: Mapping[str, str]) -> None:
     """Be a process of a team until the parent ends it."""
-    os.sched_setaffinity(0, {core})
-    os.environ |= environment
     with answering(pipe):
+        os.sched_setaffinity(0, {core})
+        os.environ |= environment
         torch.set_num_threads(job.threads)
         trainer = our_trainer(job)
         pipe.send({"processes": trainer.world.size})

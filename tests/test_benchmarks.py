@@ -81,6 +81,45 @@ def test_two_processes_do_the_work_of_one_and_their_collectives_are_counted(tmp_
     # For the rollout and the forward pass all of them, for the way back the layers once more.
     assert told["allgather_base"] == {"calls": 5 + 5 + 4, "bytes": 2 * (layers + rest) + layers}
     assert told["reduce_scatter_base"] == {"calls": 5, "bytes": layers + rest}
+    run("results.py", "--results", tmp_path, "--out", tmp_path / "RESULTS.md")
+    assert "## Several processes" in (tmp_path / "RESULTS.md").read_text()
+
+
+def test_two_processes_that_are_not_quick_enough_are_named(processes):
+    def payload(size, seconds):
+        """One step of each layout: alone 10 s, the others so many, a tenth of it waiting."""
+        taken = dict(
+            zip([layout.name for layout in processes.LAYOUTS], (10, *seconds), strict=True)
+        )
+        parts = {"sample": 0.3, "score": 0.0, "centre": 0.1, "gradient": 0.5, "reduce": 0.1}
+        steps = {
+            name: {
+                "wall_s": s,
+                "idle_s": 0.1 * s,
+                "parts_s": {part: share * s for part, share in (parts | {"update": 0.0}).items()},
+                "peak_bytes": [1, 2],
+            }
+            for name, s in taken.items()
+        }
+        rounds = [{name: {"steps": [step], "collectives": {}} for name, step in steps.items()}]
+        results = {name: processes.result(rounds, name, 64) for name in taken}
+        return {"settings": {"shape": size}, "results": results}
+
+    quick = payload("S", (5, 6))
+    assert processes.verdict(quick).endswith("missed by: none.")
+    assert processes.verdict(payload("S", (5, 7))).endswith("missed by: two, FSDP2.")
+    found = quick["results"]["two, replicated"]
+    assert found["ratio"]["median"] == 2
+    assert found["samples_per_s"]["median"] == 64 / 5
+    assert found["shares"] == pytest.approx(
+        {"sampling": 0.3, "gradient": 0.5, "waiting": 0.1, "telling": 0.1, "update": 0.0}
+    )
+
+
+@pytest.fixture
+def processes(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    return importlib.import_module("processes")
 
 
 @pytest.fixture
@@ -133,6 +172,19 @@ def test_the_tables_of_the_cost_model_are_printed_with_the_two_processes(
     assert "was measured on a GPU" in printed
     ratio = float(printed.split("| ratio | ")[1].split(" |")[0])
     assert 1.6 < ratio < 2
+
+
+def test_the_rows_of_the_page_on_scaling_are_what_the_cost_model_prints(
+    cost_model, monkeypatch, capsys
+):
+    model, _ = cost_model
+    monkeypatch.setattr(sys, "argv", ["cost_model.py"])
+    model.main()
+    printed = capsys.readouterr().out.splitlines()
+    page = (BENCHMARKS.parent / "docs" / "scaling.md").read_text(encoding="utf-8").splitlines()
+    rows = [line for line in page if line.startswith(tuple(f"| {name} |" for name in model.MODELS))]
+    assert len(rows) > 20
+    assert [row for row in rows if row not in printed] == []
 
 
 def test_without_trl_the_comparison_says_what_to_install_and_what_to_leave_out():
