@@ -21,20 +21,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from costs import (
-    HALF,
-    MASTER,
-    MODES,
-    Cost,
-    Device,
-    Work,
-    dealt_lengths,
-    least_sampling_seconds,
-    sampling_seconds,
-    step_cost,
-    sum_seconds,
-    weights,
-)
+from clusters import HALF, MASTER, MODES, Device, Work, dealt_lengths, weights
+from costs import Cost, least_sampling_seconds, sampling_seconds, step_cost, sum_seconds
 from flops import decode_bytes
 from measuring import RESULTS
 from shapes import SHAPES, Shape, as_text, prompt_ids
