@@ -12,11 +12,11 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from measuring import Clock, Parts, peak_rss_bytes, rss_bytes
@@ -29,6 +29,9 @@ from shapes import (
     lora_config,
     prompt_ids,
 )
+
+if TYPE_CHECKING:
+    from rl4lm import ReinforceTrainer
 
 LEARNING_RATE = 1e-7  # weights move, and completions stay as long as their shape makes them
 CLIP = 1.0
@@ -122,18 +125,25 @@ class Turns:
 
 
 def work(pipe: Connection, job: Job) -> None:
-    """Be a contender until the parent ends this process; what goes wrong is sent as text."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # libraries print; the table is the parent's
-    warnings.simplefilter("ignore", FutureWarning)
-    try:
+    """Be a contender until the parent ends this process."""
+    with answering(pipe):
         torch.set_num_threads(job.threads)
         for module, name in IMPORTS[job.contender.split("_")[0]]:
             getattr(importlib.import_module(module), name)  # all of them load by need
+        turns = Turns(pipe, job, {"imported_bytes": rss_bytes()})
+        _program(job.contender)(job, turns)
+
+
+@contextlib.contextmanager
+def answering(pipe: Connection) -> Iterator[None]:
+    """A process that says nothing but over its pipe; what goes wrong is sent as text."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # libraries print; the table is the parent's
+    warnings.simplefilter("ignore", FutureWarning)
+    try:
         from transformers.utils import logging
 
         logging.set_verbosity_error()
-        turns = Turns(pipe, job, {"imported_bytes": rss_bytes()})
-        _program(job.contender)(job, turns)
+        yield
     except Exception:  # noqa: BLE001 -- whatever it is, the parent shows it
         with contextlib.suppress(OSError):
             pipe.send({"error": traceback.format_exc()})
@@ -159,6 +169,17 @@ def material(job: Job) -> tuple[Any, Any, list[str], Shape]:
 
 
 def _ours(job: Job, turns: Turns) -> None:
+    _lap_in_processor_time(turns)
+    trainer = our_trainer(job)
+    turns.ready(trainer.config.to_dict())
+    while True:
+        turns.wait()
+        metrics: Any = trainer.learner.step().metrics
+        turns.report(metrics["completions/mean_length"])
+
+
+def our_trainer(job: Job) -> ReinforceTrainer:
+    """This package's trainer on the work that all programs do."""
     from rl4lm import ReinforceConfig, ReinforceTrainer
     from rl4lm.console import Screen
 
@@ -178,8 +199,7 @@ def _ours(job: Job, turns: Turns) -> None:
         sample_table_steps=0,
         **chosen,
     )
-    _lap_in_processor_time(turns)
-    trainer = ReinforceTrainer(
+    return ReinforceTrainer(
         model=model,
         reward_funcs=hashed,
         args=config,
@@ -188,11 +208,6 @@ def _ours(job: Job, turns: Turns) -> None:
         peft_config=lora_config() if job.variant == "lora" else None,
         screen=Screen(quiet=True),
     )
-    turns.ready(config.to_dict())
-    while True:
-        turns.wait()
-        metrics: Any = trainer.learner.step().metrics
-        turns.report(metrics["completions/mean_length"])
 
 
 def _lap_in_processor_time(turns: Turns) -> None:

@@ -24,6 +24,7 @@ HEADINGS = {
     "time_to_accuracy": "Against TRL, to the same accuracy",
     "limits": "Against the machine",
     "scaling": "Growth",
+    "processes": "Several processes",
     "sandbox_speed": "Programs in the sandbox",
 }
 OPENING = """# Measurements

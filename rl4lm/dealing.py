@@ -7,6 +7,7 @@ step's list, which is carried along.
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -52,12 +53,12 @@ def deal(costs: Sequence[float], processes: int) -> list[list[int]]:
     """
     room = len(costs) // processes
     hands: list[list[int]] = [[] for _ in range(processes)]
-    sums = [0.0] * processes
+    least = [(0.0, k) for k in range(processes)]  # a heap of those that have room
     for thing in sorted(range(len(costs)), key=lambda k: (-costs[k], k)):
-        open_hands = [k for k in range(processes) if len(hands[k]) < room]
-        least = min(open_hands, key=lambda k: (sums[k], k))
-        hands[least].append(thing)
-        sums[least] += costs[thing]
+        total, process = heapq.heappop(least)
+        hands[process].append(thing)
+        if len(hands[process]) < room:
+            heapq.heappush(least, (total + costs[thing], process))
     return [sorted(hand) for hand in hands]
 
 

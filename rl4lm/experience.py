@@ -301,15 +301,16 @@ class Gatherer:
             lengths=measures[..., 3].long(),
             valid=measures[..., 2].bool(),
             prompt_keys=torch.tensor(list(prompt_keys)),
-            prompt_features=deal.in_order(self._world.gather(self._features(rollout))),
+            prompt_features=self._features(deal, rollout),
         )
 
-    def _features(self, rollout: Rollout) -> Tensor:
-        """float64 [P, F] of this process's prompts; F = 0 where the baseline asks for none."""
+    def _features(self, deal: Deal, rollout: Rollout) -> Tensor:
+        """float64 [P, F] of the step's prompts; F = 0 where the baseline asks for none."""
         if not self._needs_features:
-            return torch.zeros(len(rollout.prompt_ids), 0, dtype=torch.float64)
+            return torch.zeros(self._config.prompts_per_step, 0, dtype=torch.float64)
         with inference_mode_of(self._policy.module):
-            return self._policy.prompt_features(rollout.prompt_ids, rollout.prompt_mask)
+            mine = self._policy.prompt_features(rollout.prompt_ids, rollout.prompt_mask)
+        return deal.in_order(self._world.gather(mine))
 
 
 def _advantages(returns: Tensor, baseline: Tensor, valid: Tensor, mask: Tensor) -> Tensor:

@@ -102,7 +102,7 @@ class Journal:
 
     def step(self, stats: StepStats) -> None:
         """Log and show a finished step."""
-        placed = self._world.gather_lists(list(zip(stats.places, stats.completions, strict=True)))
+        placed = self._world.collect(list(zip(stats.places, stats.completions, strict=True)))
         rows = [row for _, row in sorted(placed, key=lambda pair: pair[0])]
         if self.directory is not None:
             self.directory.log_step(stats.metrics)

@@ -81,7 +81,7 @@ class Checkpoints:
             SaveError: it cannot be written; what was saved before is still there.
         """
         step = self._learner.state.step
-        ranks = self._world.gather_lists([self._learner.rank_state()])
+        ranks = self._world.collect([self._learner.rank_state()])
         weights = whole_weights(self._policy, keep=directory is not None)
         learned = self._learner.state_dict(keep=directory is not None)
         if directory is None:

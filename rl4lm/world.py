@@ -98,6 +98,14 @@ class World:
 
         return list(gather_object(list(items)))
 
+    def collect(self, items: Sequence[Any]) -> list[Any]:
+        """`gather_lists` on the main process only; what others get is empty."""
+        if self.size == 1:
+            return list(items)
+        lists: list[Any] | None = [None] * self.size if self.is_main else None
+        torch.distributed.gather_object(list(items), lists)
+        return [item for of_process in lists or [] for item in of_process]
+
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Replace each gradient by its sum over the processes; afterwards all hold equal bits."""
         self.sum([p.grad for p in parameters if p.grad is not None])
