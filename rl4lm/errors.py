@@ -58,6 +58,10 @@ class TrainingError(Rl4lmError, RuntimeError):
     """Training cannot go on: a parameter without gradient, a gradient that is not finite."""
 
 
+class PeerLostError(Rl4lmError, RuntimeError):
+    """Another process of the run has died, failed, or does not come; says which one, and why."""
+
+
 class Stopped(KeyboardInterrupt):
     """A signal that ends a run, wherever it arrives; the text says what was saved.
 

@@ -22,7 +22,7 @@ _FREE = frozenset(
     {"output_dir", "overwrite_output_dir", "resume_from_checkpoint", "resume_anyway"}
     | {"save_steps", "save_total_limit", "eval_steps", "eval_samples", "max_time"}
     | {"logging_steps", "sample_table_steps", "reward_timeout_s", "on_reward_error"}
-    | {"trust_remote_code", "accuracy_func"}
+    | {"trust_remote_code", "accuracy_func", "ddp_timeout"}
 )
 
 
