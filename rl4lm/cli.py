@@ -121,7 +121,10 @@ def _stop(stop: KeyboardInterrupt) -> int:
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:
-    raise Stopped(number)
+    """End at once; what comes while this process is on its way out must not stop it there."""
+    if not peers.has_noticed():
+        signal.signal(number, signal.SIG_IGN)
+        raise Stopped(number)
 
 
 def _is_first_process() -> bool:

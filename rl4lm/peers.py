@@ -59,7 +59,7 @@ class Peers:
         self._signs: Signs | None = None  # until all have come up
         self._absent: list[int] = []
         self._failure: Failure | None = None
-        self._noticed = False  # by the main thread, which is on its way out
+        self.noticed = False  # by the main thread, which is on its way out
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="rl4lm-peers", daemon=True)
         self._thread.start()
@@ -104,7 +104,7 @@ class Peers:
             time.sleep(0.05)
         if self._failure is None:
             return None
-        self._noticed = True
+        self.noticed = True
         return self._words(self._failure)
 
     def may_speak(self) -> bool:
@@ -148,7 +148,7 @@ class Peers:
             f"that one yet: {said.splitlines()[0][:200]}"
         )
         self._failure = self._signs.post(failure) if self._signs else failure
-        self._noticed = True
+        self.noticed = True
         return self._words(self._failure)
 
     def _words(self, failure: Failure) -> str:
@@ -180,10 +180,10 @@ class Peers:
     def _bring_to_an_end(self, failure: Failure) -> None:
         """See to it that this process ends."""
         self._wait_while(activity.is_saving, _SAVE_S)
-        if activity.waited_s() is None and not self._noticed and not self._over.is_set():
+        if activity.waited_s() is None and not self.noticed and not self._over.is_set():
             _interrupt_the_main_thread()
-        self._wait_while(lambda: not self._noticed, _NOTICE_S)
-        if self._noticed:
+        self._wait_while(lambda: not self.noticed, _NOTICE_S)
+        if self.noticed:
             self._wait_while(lambda: True, _LEAVE_S)
         if not self._over.is_set():
             self._end_now(failure)
@@ -231,6 +231,11 @@ def failure(patience_s: float = 0.0) -> str | None:
     return None if _mine is None else _mine.failure(patience_s)
 
 
+def has_noticed() -> bool:
+    """Whether the main thread knows of such a failure, and is on its way out."""
+    return _mine is not None and _mine.noticed
+
+
 def may_speak() -> bool:
     """Whether it falls to this process to tell of another's failure."""
     return _mine is None or _mine.may_speak()
@@ -251,7 +256,11 @@ def _interrupt_the_main_thread() -> None:
 
 
 def _end_at_last() -> None:
-    """After a failure, should Python's own end hang in what is left of the connections."""
+    """After a failure, should Python's own end hang in what is left of the connections.
+
+    The launcher may be ending all by now; that shall not change the exit code.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     faulthandler.dump_traceback_later(_LEAVE_S, exit=True, file=_NOWHERE)
 
 

@@ -150,7 +150,7 @@ class Signs:
     def _lost(self, who: Identity, how: str) -> Failure:
         doing = activity.phrase(self._read(f"state/{who.rank}"))
         return Failure(
-            f"{who} {how}; it was {doing}. It was killed from outside or has crashed; where memory "
+            f"{who} {how}; it was last seen {doing}. It was killed from outside or has crashed; where memory "
             f"ran out, `dmesg` on {who.host} names it",
             who.rank,
         )

@@ -57,6 +57,8 @@ class StopRequest:
             raise PeerLostError(cause) from None
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
+        if peers.has_noticed():
+            return  # on the way out already
         if number == signal.SIGTERM and (cause := peers.failure(_CAUSE_S)) is not None:
             raise Stopped(number, cause)
         if not self.number:
