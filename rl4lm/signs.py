@@ -56,9 +56,11 @@ class Signs:
         self._parent = os.getppid()
         self._ended: set[int] = set()  # ranks that have said that they leave
         self._board_lost_at = 0.0
-        self._beaten_at = -_BEAT_S
+        self._beat_at = 0.0
         self._beats = 0
-        self._heard: tuple[Any, float] = (None, time.monotonic())  # of the next process; when
+        self._said: tuple[Any, Any] = (None, None)  # what this process was doing, and in which step
+        self._heard_at = time.monotonic()  # of the next process
+        self._known: dict[int, dict[str, Any]] = {}  # what each was doing when last looked at
 
     def look(self) -> Failure | None:
         """Tell the others what this process does, and look for a failure; None where all is well.
@@ -108,9 +110,11 @@ class Signs:
         ]
 
     def _beat(self) -> None:
-        if time.monotonic() - self._beaten_at >= _BEAT_S:
-            self._beaten_at, self._beats = time.monotonic(), self._beats + 1
-            self._write(f"state/{self.mine.rank}", {**activity.note(), "beat": self._beats})
+        note, before = activity.note(), self._said
+        self._said = note["what"], note["step"]
+        if self._said != before or time.monotonic() - self._beat_at >= _BEAT_S:
+            self._beat_at, self._beats = time.monotonic(), self._beats + 1
+            self._write(f"state/{self.mine.rank}", {**note, "beat": self._beats})
 
     def _launcher(self) -> Failure | None:
         """The launcher of a process does not end without it, unless it was killed."""
@@ -137,10 +141,10 @@ class Signs:
         Each looks at the next one only, so that the board is not read by all about all.
         """
         who = self._everybody[(self.mine.rank + 1) % len(self._everybody)]
-        noted = self._read(f"state/{who.rank}")
-        if noted != self._heard[0]:
-            self._heard = (noted, time.monotonic())
-        silent_s = time.monotonic() - self._heard[1]
+        before = self._known.get(who.rank)
+        if self._state(who.rank) != before:
+            self._heard_at = time.monotonic()
+        silent_s = time.monotonic() - self._heard_at
         if self._board is None or silent_s < _SILENT_S or who.machine == self.mine.machine:
             return None
         if self._read(f"left/{who.rank}") is not None:
@@ -148,10 +152,10 @@ class Signs:
         return self._lost(who, f"has not been heard of for {silent_s:.0f} s")
 
     def _lost(self, who: Identity, how: str) -> Failure:
-        doing = activity.phrase(self._read(f"state/{who.rank}"))
+        doing = activity.phrase(self._state(who.rank))
         return Failure(
-            f"{who} {how}; it was last seen {doing}. It was killed from outside or has crashed; where memory "
-            f"ran out, `dmesg` on {who.host} names it",
+            f"{who} {how}; it was last seen {doing}. It was killed from outside or has crashed; "
+            f"where memory ran out, `dmesg` on {who.host} names it",
             who.rank,
         )
 
@@ -179,7 +183,7 @@ class Signs:
         waited = activity.waited_s()
         if self._limit_s is None or waited is None or waited < self._limit_s:
             return None
-        notes = {who.rank: self._read(f"state/{who.rank}") for who in self._everybody}
+        notes = {who.rank: self._state(who.rank) for who in self._everybody}
         late = {r: n for r, n in notes.items() if r != self.mine.rank and n and not n["waiting"]}
         waits = f"process {self.mine.rank} has waited for {waited:.0f} s (ddp_timeout)"
         if not late:
@@ -195,6 +199,13 @@ class Signs:
     def _all_wait(notes: Mapping[int, dict[str, Any] | None]) -> str:
         doings = [f"process {r} while {activity.phrase(n)}" for r, n in list(notes.items())[:8]]
         return f"all wait for one another: {', '.join(doings)}"
+
+    def _state(self, rank: int) -> dict[str, Any] | None:
+        """What a process was doing when it was last heard of."""
+        note = self._read(f"state/{rank}")
+        if note is not None:
+            self._known[rank] = note
+        return self._known.get(rank)
 
     def _read(self, name: str) -> dict[str, Any] | None:
         return self._on_board(lambda board: board.read(name))
