@@ -28,7 +28,7 @@ from rl4lm.journal import Journal
 from rl4lm.learner import NON_FINITE_LIMIT, Learner
 from rl4lm.metrics import peak_memory_bytes
 from rl4lm.provenance import given_in_python
-from rl4lm.resume import Start, check_output, find_start
+from rl4lm.resume import Start, agree, check_output, find_start
 from rl4lm.reward_lookup import Reward
 from rl4lm.saving import Checkpoints, unsaved
 from rl4lm.stopping import StopRequest
@@ -160,7 +160,8 @@ class ReinforceTrainer:
             Stopped: Ctrl-C or SIGTERM; the step in hand was finished and a checkpoint saved.
         """
         with self.task.judges.scorer:  # the processes of rewards end with the run
-            return self._train(find_start(self.config, resume_from_checkpoint))
+            start = find_start(self.config, resume_from_checkpoint)
+            return self._train(agree(start, self.world.gather_lists))
 
     def _train(self, start: Start) -> dict[str, Any]:
         self._begin(start)

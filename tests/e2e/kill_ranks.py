@@ -39,8 +39,8 @@ LIMIT_S = 30.0
 class Run:
     """A command that starts several processes; all bear a mark in their environment."""
 
-    def __init__(self, folder: Path, command: list[str], **environment: str) -> None:
-        """Start it; what it says goes to a file beside its folder."""
+    def __init__(self, folder: Path, command: list[str], place: Path | None = None) -> None:
+        """Start it, in a place; what it says goes to a file beside its folder."""
         self.folder, self.log = folder, folder.with_suffix(".log")
         self.mark = uuid.uuid4().hex
         quiet = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
@@ -49,7 +49,8 @@ class Run:
                 command,
                 stdout=log,
                 stderr=log,
-                env={**os.environ, **quiet, **environment, "RL4LM_TEST_RUN": self.mark},
+                env={**os.environ, **quiet, "RL4LM_TEST_RUN": self.mark},
+                cwd=place,
                 start_new_session=True,
             )
 
@@ -88,8 +89,8 @@ class Run:
         return time.monotonic() - began
 
     def end(self) -> None:
-        """Kill all of it."""
-        for pid in self.processes():
+        """Kill all of it, the launcher first, so that it starts nothing more."""
+        for pid in sorted(self.processes(), key=lambda pid: pid != self.launcher.pid):
             os.kill(pid, signal.SIGKILL)
         self.launcher.wait()
 
