@@ -33,11 +33,13 @@ class Board:
         """
         from torch.distributed import PrefixStore, TCPStore
 
-        self.place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-        host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        host, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
+        self.place = f"{host}:{port}"
+        if host is None or port is None:
+            raise BoardLostError("there is no MASTER_ADDR, or no MASTER_PORT")
         limit = timedelta(seconds=_CONNECT_S)
         try:
-            store = TCPStore(host, port, is_master=False, timeout=limit)
+            store = TCPStore(host, int(port), is_master=False, timeout=limit)
         except RuntimeError as error:
             raise BoardLostError(self.place) from error
         self._store = PrefixStore(f"rl4lm/{session}", store)

@@ -26,7 +26,7 @@ from dataclasses import asdict
 from typing import Any, NoReturn, TypeVar
 
 from rl4lm import activity
-from rl4lm.board import Board
+from rl4lm.board import Board, BoardLostError
 from rl4lm.errors import PeerLostError
 from rl4lm.neighbours import Identity, identity, missing_ranks
 from rl4lm.signs import DONE, FAILED, FOLLOWS, STOPPED, Failure, Signs
@@ -38,6 +38,7 @@ _LOOK_S = 0.3
 _NOTICE_S = 4.0  # for the main thread to come across the failure by itself
 _SAVE_S = 10.0  # for a checkpoint that is being written
 _LEAVE_S = 8.0  # for what has to be tidied up at the end
+_EXIT_S = 15.0  # for Python's own end
 _CONNECTION = re.compile(
     r"connect|broken pipe|timed? ?out|reset|closed|read error|write error", re.I
 )
@@ -73,9 +74,11 @@ class Peers:
         mine = identity(self.rank)
         cards = self.together(lambda: exchange([(uuid.uuid4().hex, asdict(mine))]))
         session = cards[0][0]  # of process 0: new after every restart
-        self._signs = Signs(
-            mine, [Identity(**card) for _, card in cards], Board(session), self._limit_s
-        )
+        everybody = [Identity(**card) for _, card in cards]
+        # Where they met by a file, or process 0 is gone by now, what is seen here has to do.
+        with contextlib.suppress(BoardLostError):
+            self._signs = Signs(mine, everybody, Board(session), self._limit_s)
+        self._signs = self._signs or Signs(mine, everybody, None, self._limit_s)
 
     def together(self, act: Callable[[], T]) -> T:
         """Do something that all processes do together.
@@ -261,7 +264,7 @@ def _end_at_last() -> None:
     The launcher may be ending all by now; that shall not change the exit code.
     """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    faulthandler.dump_traceback_later(_LEAVE_S, exit=True, file=_NOWHERE)
+    faulthandler.dump_traceback_later(_EXIT_S, exit=True, file=_NOWHERE)
 
 
 def _leave_as_python_does() -> None:

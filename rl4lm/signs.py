@@ -38,24 +38,28 @@ class Signs:
     """Looks at the other processes."""
 
     def __init__(
-        self, mine: Identity, everybody: Sequence[Identity], board: Board, limit_s: float | None
+        self,
+        mine: Identity,
+        everybody: Sequence[Identity],
+        board: Board | None,
+        limit_s: float | None,
     ) -> None:
         """Take who there is.
 
         Args:
             mine: this process.
             everybody: all processes, by rank.
-            board: where they leave notes.
+            board: where they leave notes; None where there is none.
             limit_s: how long this process waits for another one; None for as long as it takes.
         """
         self.mine = mine
         self._everybody = everybody
-        self._board: Board | None = board
-        self._place = board.place
+        self._board = board
+        self._place = "" if board is None else f" at {board.place}"
         self._limit_s = limit_s
         self._parent = os.getppid()
         self._ended: set[int] = set()  # ranks that have said that they leave
-        self._board_lost_at = 0.0
+        self._board_lost_at: float | None = None
         self._beat_at = 0.0
         self._beats = 0
         self._said: tuple[Any, Any] = (None, None)  # what this process was doing, and in which step
@@ -164,9 +168,10 @@ class Signs:
         waited = activity.waited_s()
         if waited is None or waited < _SETTLE_S:
             return None
-        if self._board is None and time.monotonic() - self._board_lost_at > _SETTLE_S:
+        lost_at = self._board_lost_at
+        if lost_at is not None and time.monotonic() - lost_at > _SETTLE_S:
             return Failure(
-                f"what holds the processes together at {self._place} is gone: the launcher or the "
+                f"what holds the processes together{self._place} is gone: the launcher or the "
                 "process there was killed, or its machine cannot be reached"
             )
         note = self._read("left")

@@ -39,8 +39,11 @@ def job(output):
 
 def torchrun(place, node, port, output):
     """The launcher of one machine, which starts its process again where one has failed."""
-    words = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc_per_node"]
-    words += ["1", "--node_rank", str(node), "--max_restarts", "3", "--rdzv_backend", "c10d"]
+    # Torch's launcher shares one store among restarts by default, and then waits for ever where a
+    # new launcher joins those that were there before.
+    words = ["env", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1", sys.executable, "-m"]
+    words += ["torch.distributed.run", "--nnodes", "2", "--nproc_per_node", "1"]
+    words += ["--max_restarts", "3", "--rdzv_backend", "c10d"]
     words += ["--rdzv_id", "mine", "--rdzv_endpoint", f"127.0.0.1:{port}"]
     words += ["--local_addr", "127.0.0.1"]
     return kill_ranks.Run(place / f"node-{node}", [*words, *job(output)])
