@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from types import FrameType
@@ -37,6 +38,7 @@ _BAD_INPUT = (ConfigError, DataError, ModelError, OutputError, RewardError)
 _MET_ALIKE = (ConfigError, DataError, ModelError)
 
 _CAUSE_S = 0.8  # a moment to see that another process has died
+_COUNTED_IN_S = 1.0  # the launcher takes who ended in an earlier second for the root of it all
 
 _VERBS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
     "train": (commands.train, "fine-tune a model; with no model named, the built-in one"),
@@ -93,7 +95,19 @@ def _fail(error: Rl4lmError, told: bool = True) -> None:
     """Say what went wrong here: to the other processes first, which may be waiting."""
     peers.leave(FAILED, first_line(error), told)
     if told:
+        _tell_the_launcher(error)
         _say(str(error))
+
+
+def _tell_the_launcher(error: Rl4lmError) -> None:
+    """For the table that torch's launcher ends with, which names who failed first by this."""
+    if "TORCHELASTIC_ERROR_FILE" in os.environ and "torch.distributed" in sys.modules:
+        from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+
+        try:
+            raise type(error)(first_line(error)) from None  # the way here would fill the table
+        except Rl4lmError as short:
+            get_error_handler().record_exception(short)
 
 
 def _end_with_another(cause: str) -> int:
@@ -101,6 +115,8 @@ def _end_with_another(cause: str) -> int:
     if peers.may_speak():
         _say(cause)
     peers.leave(FOLLOWS)
+    if "TORCHELASTIC_ERROR_FILE" in os.environ:
+        time.sleep(_COUNTED_IN_S)
     return 1
 
 

@@ -6,8 +6,11 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+RECIPES = Path(__file__).parents[2] / "recipes"
 
 # Forked from one program that has imported everything. Without a launcher process 0 holds the
 # store, too, and nobody sends a signal: each has to find out by itself.
@@ -152,3 +155,38 @@ def test_an_error_of_one_process_is_told_once_and_the_other_refers_to_it(ended):
     assert "has failed and says why itself" in first
     assert "furlong" not in first
     assert "Traceback" not in first
+
+
+BAD = """
+import os
+calls = [0]
+def bad(completions, **_):
+    calls[0] += 1
+    if os.environ["RANK"] == "1" and calls[0] == 3:
+        raise ValueError("no such unit: furlong")
+    return [float(len(c)) for c in completions]
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_the_table_of_the_launcher_names_who_failed_as_the_root(tmp_path):
+    (tmp_path / "mine.py").write_text(BAD, encoding="utf-8")
+    words = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
+    words += [RECIPES / "accelerate" / "cpu2.yaml", RECIPES / "arithmetic.py"]
+    words += ["--output_dir", "run", "--reward_funcs", "mine.py:bad", "--accuracy_func", "none"]
+    done = subprocess.run(
+        [*map(str, words), "--prompts_per_step", "4", "--eval_samples", "0"],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=250,
+    )
+    assert done.returncode == 1
+    assert done.stderr.count("process 1): error: the reward 'bad' raised ValueError") == 1
+    assert done.stderr.count("has failed and says why itself") == 1
+    root = done.stderr.partition("Root Cause")[2]
+    assert "rank      : 1" in root
+    assert "no such unit: furlong" in root
+    assert "gloo" not in done.stderr
