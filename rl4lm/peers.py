@@ -14,6 +14,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import faulthandler
+import functools
 import os
 import re
 import signal
@@ -23,7 +24,7 @@ import time
 import uuid
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TextIO, TypeVar
 
 from rl4lm import activity
 from rl4lm.board import Board, BoardLostError
@@ -198,7 +199,7 @@ class Peers:
 
     def _end_now(self, failure: Failure) -> NoReturn:
         """Speak for the main thread, which does not come back, and end the process."""
-        faulthandler.dump_traceback_later(3.0, exit=True, file=_NOWHERE)
+        faulthandler.dump_traceback_later(3.0, exit=True, file=_nowhere())
         if self.may_speak():
             show = "\x1b[?25h" if os.isatty(2) else ""  # a progress bar has hidden the cursor
             text = f"{show}\nrl4lm (process {self.rank}): error: {self._words(failure)}\n"
@@ -211,7 +212,6 @@ class Peers:
 
 # Of this process. There is one, as there is one group of processes, however many runs it makes.
 _mine: Peers | None = None
-_NOWHERE = open(os.devnull, "w")  # noqa: SIM115 -- has to stay open for faulthandler
 
 
 def join(rank: int, limit_s: float | None) -> Peers:
@@ -219,6 +219,7 @@ def join(rank: int, limit_s: float | None) -> Peers:
     global _mine
     if _mine is None:
         _mine = Peers(rank, limit_s)
+        _listen_to_the_end()
     return _mine
 
 
@@ -264,7 +265,7 @@ def _end_at_last() -> None:
     The launcher may be ending all by now; that shall not change the exit code.
     """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    faulthandler.dump_traceback_later(_EXIT_S, exit=True, file=_NOWHERE)
+    faulthandler.dump_traceback_later(_EXIT_S, exit=True, file=_nowhere())
 
 
 def _leave_as_python_does() -> None:
@@ -288,5 +289,13 @@ def _forget() -> None:
     _mine = None
 
 
-atexit.register(_leave_as_python_does)
-os.register_at_fork(after_in_child=_forget)
+@functools.cache
+def _listen_to_the_end() -> None:
+    atexit.register(_leave_as_python_does)
+    os.register_at_fork(after_in_child=_forget)
+
+
+@functools.cache
+def _nowhere() -> TextIO:
+    """For the traceback that comes with a time limit; it has to stay open."""
+    return open(os.devnull, "w", encoding="utf-8")

@@ -246,5 +246,17 @@ def test_a_process_says_in_what_way_it_leaves_and_only_the_first_time():
     assert "failure" not in board.notes
 
 
+@pytest.mark.parametrize("told", [True, False])
+def test_an_error_is_repeated_for_those_who_have_not_seen_it(told):
+    board, mine = Notes(), identity(0)
+    fails = Signs(replace(mine, rank=1), [mine], board, None)
+    fails.post(Failure("process 1 has failed: no such folder", 1, mine.machine * told))
+    other = peers.Peers.__new__(peers.Peers)
+    other.rank, other.advice, other._signs = 0, lambda: "", Signs(mine, [mine], board, None)
+    words = other._words(other._signs.look())
+    assert ("no such folder" in words) is not told
+    assert ("says why itself" in words) is told
+
+
 def test_identities_are_plain_enough_to_be_sent():
     assert Identity(**vars(identity(3))) == identity(3)
