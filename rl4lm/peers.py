@@ -13,21 +13,20 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import faulthandler
 import functools
 import os
 import re
-import signal
 import sys
 import threading
 import time
 import uuid
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import Any, NoReturn, TextIO, TypeVar
+from typing import Any, TypeVar
 
 from rl4lm import activity
 from rl4lm.board import Board, BoardLostError
+from rl4lm.ending import end_at_last, end_now, interrupt_the_main_thread
 from rl4lm.errors import PeerLostError
 from rl4lm.neighbours import Identity, identity, missing_ranks
 from rl4lm.signs import DONE, FAILED, FOLLOWS, STOPPED, Failure, Signs
@@ -67,11 +66,13 @@ class Peers:
         self._thread.start()
 
     def meet(self, exchange: Callable[[list[Any]], list[Any]]) -> None:
-        """Get to know the others.
+        """Get to know the others, unless they are known from an earlier run of this process.
 
         Args:
             exchange: concatenates lists of plain values of all processes, in their order.
         """
+        if self._signs is not None:
+            return
         mine = identity(self.rank)
         cards = self.together(lambda: exchange([(uuid.uuid4().hex, asdict(mine))]))
         session = cards[0][0]  # of process 0: new after every restart
@@ -113,7 +114,10 @@ class Peers:
 
     def may_speak(self) -> bool:
         """Whether it falls to this process to tell of another's failure."""
-        return self._signs is None or self._signs.may_speak()
+        if self._signs is not None:
+            return self._signs.may_speak()
+        first = self.rank - int(os.environ.get("LOCAL_RANK", "0"))
+        return set(range(first, self.rank)) <= set(self._absent)
 
     def leave(self, how: str, cause: str = "", told: bool = False) -> None:
         """Let the others know that this process ends; only the first call counts.
@@ -135,7 +139,7 @@ class Peers:
         if how == DONE:
             self._thread.join(2.0)  # Python does not end well with a thread inside of torch
         elif how != STOPPED:
-            _end_at_last()
+            end_at_last(_EXIT_S)
 
     def _cause_of(self, error: RuntimeError) -> str | None:
         """What to say where something common broke off; None where that is its own fault."""
@@ -165,12 +169,19 @@ class Peers:
 
     def _watch(self) -> None:
         while not self._over.wait(_LOOK_S):
-            self._failure = self._signs.look() if self._signs else self._look_around()
+            found = self._signs.look() if self._signs else self._look_around()
+            self._failure = self._failure or found  # the main thread may know one already
             if self._failure is not None:
                 return self._bring_to_an_end(self._failure)
 
     def _look_around(self) -> Failure | None:
-        """Before all have come up: is one of this machine gone?"""
+        """Before all have come up: is one of this machine gone, or does one not come at all?"""
+        waited = activity.waited_s()
+        if self._limit_s is not None and waited is not None and waited > self._limit_s:
+            return Failure(
+                f"not all processes have come up: process {self.rank} has waited for "
+                f"{waited:.0f} s (ddp_timeout); look for the other machines and their launchers"
+            )
         absent, self._absent = self._absent, missing_ranks()
         for rank in absent:
             if rank in self._absent:
@@ -185,7 +196,7 @@ class Peers:
         """See to it that this process ends."""
         self._wait_while(activity.is_saving, _SAVE_S)
         if activity.waited_s() is None and not self.noticed and not self._over.is_set():
-            _interrupt_the_main_thread()
+            interrupt_the_main_thread()
         self._wait_while(lambda: not self.noticed, _NOTICE_S)
         if self.noticed:
             self._wait_while(lambda: True, _LEAVE_S)
@@ -197,17 +208,13 @@ class Peers:
         while condition() and time.monotonic() < until and not self._over.wait(0.1):
             pass
 
-    def _end_now(self, failure: Failure) -> NoReturn:
+    def _end_now(self, failure: Failure) -> None:
         """Speak for the main thread, which does not come back, and end the process."""
-        faulthandler.dump_traceback_later(3.0, exit=True, file=_nowhere())
-        if self.may_speak():
-            show = "\x1b[?25h" if os.isatty(2) else ""  # a progress bar has hidden the cursor
-            text = f"{show}\nrl4lm (process {self.rank}): error: {self._words(failure)}\n"
-            os.write(2, text.encode())
+        speaks = self.may_speak()
         if self._signs is not None:
             self._signs.leave(FOLLOWS)
-        sys.stdout.flush()
-        os._exit(1)
+        said = f"\nrl4lm (process {self.rank}): error: {self._words(failure)}\n"
+        end_now(said if speaks else "")
 
 
 # Of this process. There is one, as there is one group of processes, however many runs it makes.
@@ -251,23 +258,6 @@ def leave(how: str, cause: str = "", told: bool = False) -> None:
         _mine.leave(how, cause, told)
 
 
-def _interrupt_the_main_thread() -> None:
-    """By the signal that ends a run anyway; its handlers ask here for the cause."""
-    if callable(signal.getsignal(signal.SIGTERM)):
-        ident = threading.main_thread().ident
-        assert ident is not None
-        signal.pthread_kill(ident, signal.SIGTERM)
-
-
-def _end_at_last() -> None:
-    """After a failure, should Python's own end hang in what is left of the connections.
-
-    The launcher may be ending all by now; that shall not change the exit code.
-    """
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    faulthandler.dump_traceback_later(_EXIT_S, exit=True, file=_nowhere())
-
-
 def _leave_as_python_does() -> None:
     """At the end of a program that has not said how it ends."""
     error = getattr(sys, "last_value", None)
@@ -293,9 +283,3 @@ def _forget() -> None:
 def _listen_to_the_end() -> None:
     atexit.register(_leave_as_python_does)
     os.register_at_fork(after_in_child=_forget)
-
-
-@functools.cache
-def _nowhere() -> TextIO:
-    """For the traceback that comes with a time limit; it has to stay open."""
-    return open(os.devnull, "w", encoding="utf-8")

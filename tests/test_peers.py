@@ -186,6 +186,14 @@ def test_one_process_of_a_machine_speaks():
     assert speak == [True, False, True]
 
 
+@pytest.mark.parametrize(("absent", "speaks"), [([0], True), ([2], False), ([], False)])
+def test_while_a_run_starts_the_first_that_is_left_speaks(absent, speaks, monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    here = peers.Peers.__new__(peers.Peers)
+    here.rank, here._signs, here._absent = 1, None, absent
+    assert here.may_speak() is speaks
+
+
 def test_what_a_process_is_doing_is_the_reward_it_asks_while_it_asks():
     activity.doing("sampling", 4)
     with activity.asking("slow"):
