@@ -293,6 +293,13 @@ class ReinforceConfig:
         ge=1,
         le=1024,
     )
+    ddp_timeout: float | None = option(
+        "run",
+        1800.0,
+        "seconds that a process waits for another one, which may be slow or hang in a function of "
+        "yours; then the run ends and says which one, and what it was doing; none = no limit",
+        gt=0,
+    )
     eval_steps: int | None = option(
         "run", None, "evaluate every so many steps too; none or 0 = only before and after", ge=0
     )

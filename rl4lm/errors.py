@@ -62,6 +62,10 @@ class EngineError(Rl4lmError, ConnectionError):
     """A server that draws completions is away, refuses, or answers what cannot be used."""
 
 
+class PeerLostError(Rl4lmError, RuntimeError):
+    """Another process of the run has died, failed, or does not come; says which one, and why."""
+
+
 class Stopped(KeyboardInterrupt):
     """A signal that ends a run, wherever it arrives; the text says what was saved.
 

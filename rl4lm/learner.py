@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rl4lm.activity import doing
 from rl4lm.assembly import Task
 from rl4lm.backward import Backward
 from rl4lm.baselines import SCALES
@@ -84,6 +85,7 @@ class Learner:
     def step(self) -> StepStats:
         """One REINFORCE update: sample, score, centre, differentiate, apply."""
         watch, step = Stopwatch(), self.state.step
+        doing("sampling", step + 1)
         fresh = step % self._config.num_iterations == 0 or self._experience is None
         if fresh:
             self._experience, baseline_state = self.gatherer.gather(
@@ -102,6 +104,7 @@ class Learner:
             watch: told of what took how long.
         """
         step = self.state.step
+        doing("computing the gradient", step + 1)
         measure_noise = bool(self._config.noise_every) and step % self._config.noise_every == 0
         tally, sum_up = self._differentiate(e, fresh, measure_noise)
         watch.lap("gradient")

@@ -366,7 +366,8 @@ class Policy:
         passes = [(batch, True) for batch in batches]
         if more := self.shards.most(len(batches)) - len(batches):
             passes += [(self._shortest(rollout), False)] * more
-        with self._packing():  # the backward pass too, since it may compute activations again
+        # The backward pass is in it too, since it may compute activations again.
+        with self._packing(), self.shards.passing():
             for batch, counts in passes:
                 logprobs, hidden, gradient = self._run(batch, read)
                 if hidden.requires_grad:  # not so where only the head is trained

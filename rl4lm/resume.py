@@ -5,7 +5,8 @@ Imports no torch, so that what is refused is refused at once.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from rl4lm.config import ReinforceConfig
 from rl4lm.errors import ConfigError, DataError, OutputError
 from rl4lm.tracking import check_run_directory, checkpoints, holds_a_run
 
+_SHARED_S = 15.0  # until shared storage shows what another machine has written
+
 NEWEST = "true"  # the value of resume_from_checkpoint that asks for the newest one
 
 # Options that change neither what is drawn nor what is learned: they may differ after a resume.
@@ -22,7 +25,7 @@ _FREE = frozenset(
     {"output_dir", "overwrite_output_dir", "resume_from_checkpoint", "resume_anyway"}
     | {"save_steps", "save_total_limit", "eval_steps", "eval_samples", "max_time"}
     | {"logging_steps", "sample_table_steps", "reward_timeout_s", "on_reward_error"}
-    | {"trust_remote_code", "accuracy_func", "sampler_timeout_s"}
+    | {"trust_remote_code", "accuracy_func", "sampler_timeout_s", "ddp_timeout"}
 )
 
 
@@ -89,6 +92,44 @@ def find_start(
     if output is not None and not start.in_place:
         check_run_directory(output, config.overwrite_output_dir)
     return start
+
+
+def agree(start: Start, gather: Callable[[list[Any]], list[Any]]) -> Start:
+    """Where the main process begins, so that all begin there.
+
+    Storage that machines share may show a checkpoint to one of them later than to another; so it
+    is the main process that decides, and the others look again for a while.
+
+    Args:
+        start: what this process has found.
+        gather: concatenates the lists of all processes, in their order.
+
+    Raises:
+        DataError: some process cannot read that checkpoint; on all processes alike.
+    """
+    start = gather([start])[0]
+    if start.checkpoint is None:
+        return start
+    seen = gather([_sees(start.checkpoint, start.facts)])
+    blind = [rank for rank, sees in enumerate(seen) if not sees]
+    if blind:
+        raise DataError(
+            f"process 0 goes on from {start.checkpoint}, which process {blind[0]} does not find, "
+            "or finds with other content: every machine reads the checkpoint, so put output_dir on "
+            "storage that all of them share, or copy the folder to the same place on each"
+        )
+    return start
+
+
+def _sees(checkpoint: Path, facts: Mapping[str, Any] | None) -> bool:
+    until = time.monotonic() + _SHARED_S
+    while True:
+        try:
+            return durable.read_sealed(checkpoint, thorough=False) == facts
+        except durable.DamagedError:
+            if time.monotonic() > until:
+                return False
+        time.sleep(0.5)
 
 
 def _output(name: str) -> Path:

@@ -20,6 +20,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from rl4lm.activity import asking
 from rl4lm.background import all_in_background
 from rl4lm.errors import RewardError
 from rl4lm.reward_calls import Answer, Batch, RewardContext, Value, call_about
@@ -198,7 +199,8 @@ class Scorer:
         Raises:
             RewardError, RewardFailedError: as for all completions.
         """
-        return self._askings[reward](batch)
+        with asking(self.names[reward]):
+            return self._askings[reward](batch)
 
     def _answers(self, batch: Batch, known: Mapping[int, Answer]) -> list[Answer]:
         """What each reward says about all rows, with scores where it could not be asked."""
@@ -225,6 +227,8 @@ class Scorer:
 
     def _ask_together(self, asked: Sequence[int], batch: Batch) -> dict[int, Answer | Failure]:
         """One call of each async reward, all at the same time."""
+        if not asked:
+            return {}
         here = [k for k in asked if k not in self._processes]
         there = [k for k in asked if k in self._processes]
         calls = {k: call_about(self._rewards[k], batch, self.prefix(k)) for k in here}
@@ -232,7 +236,8 @@ class Scorer:
             lambda: perform_together([(self._rewards[k].function, calls[k]) for k in here]),
             *(lambda k=k: self._askings[k].once(batch) for k in there),
         ]
-        (first, *others) = all_in_background(works) if asked else [[]]
+        with asking(", ".join(self.names[k] for k in asked)):
+            (first, *others) = all_in_background(works)
         found = dict(zip([*here, *there], [*first, *others], strict=True))
         for outcome in found.values():
             if isinstance(outcome, RewardError):

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from rl4lm import peers
 from rl4lm.errors import ConfigError, ModelError
 
 
@@ -107,9 +108,14 @@ class Shards:
                 self._let_go()
 
     def _gather(self) -> None:
-        for unit, _ in self._units:
-            unit.set_reshard_after_forward(False, recurse=False)
-            unit.unshard()
+        with self.passing():
+            for unit, _ in self._units:
+                unit.set_reshard_after_forward(False, recurse=False)
+                unit.unshard()
+
+    def passing(self) -> AbstractContextManager[None]:
+        """The context of passes in which processes wait for one another."""
+        return peers.explaining() if self._units else nullcontext()
 
     def _let_go(self) -> None:
         for unit, reshard in self._units:

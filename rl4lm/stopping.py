@@ -9,11 +9,14 @@ import time
 from types import FrameType, TracebackType
 from typing import Any
 
-from rl4lm.errors import Stopped
+from rl4lm import peers
+from rl4lm.errors import PeerLostError, Stopped
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # A launcher hands on the very signal that the terminal has sent to all its processes already.
 _ECHO_S = 2.0
+# It also ends all processes by SIGTERM because one of them has died: that takes a moment to see.
+_CAUSE_S = 0.8
 
 
 class StopRequest:
@@ -50,8 +53,14 @@ class StopRequest:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
+        if kind is Stopped and (cause := peers.failure()) is not None:
+            raise PeerLostError(cause) from None
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
+        if peers.has_noticed():
+            return  # on the way out already
+        if number == signal.SIGTERM and (cause := peers.failure(_CAUSE_S)) is not None:
+            raise Stopped(number, cause)
         if not self.number:
             self.number, self._since = number, time.monotonic()
             if self._speaks:

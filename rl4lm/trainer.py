@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from rl4lm.activity import SAVING, doing
 from rl4lm.assembly import Task, assemble_policy, assemble_task, end_rule
 from rl4lm.checkpoint import save_weights, whole_weights
 from rl4lm.config import ReinforceConfig
@@ -35,7 +36,7 @@ from rl4lm.learner import NON_FINITE_LIMIT, Learner
 from rl4lm.metrics import peak_memory_bytes
 from rl4lm.offpolicy import check_off_policy
 from rl4lm.provenance import given_in_python
-from rl4lm.resume import Start, check_output, find_start
+from rl4lm.resume import Start, agree, check_output, find_start
 from rl4lm.reward_lookup import Reward
 from rl4lm.saving import Checkpoints, unsaved
 from rl4lm.served import check_server
@@ -91,7 +92,8 @@ class ReinforceTrainer:
         if isinstance(model, str | Path):  # one place says which model it is
             config, model = replace(config, model_name_or_path=str(model)), None
         self.config = config
-        self.world = World()
+        self.world = World(config.ddp_timeout)
+        self.world.advise(self._how_to_go_on)
         self.world.use_threads(config.torch_threads)
         self.world.check_divides(config.prompts_per_step, "prompts_per_step")
         check_output(config)
@@ -164,11 +166,13 @@ class ReinforceTrainer:
             ``version`` and more.
 
         Raises:
-            Rl4lmError: one of its kinds, for what cannot be used or goes wrong.
+            Rl4lmError: one of its kinds, for what cannot be used or goes wrong; `PeerLostError`
+                where that is another process.
             Stopped: Ctrl-C or SIGTERM; the step in hand was finished and a checkpoint saved.
         """
         with self.task.judges.scorer:  # the processes of rewards end with the run
-            return self._train(find_start(self.config, resume_from_checkpoint))
+            start = find_start(self.config, resume_from_checkpoint)
+            return self._train(agree(start, self.world.gather_lists))
 
     def _train(self, start: Start) -> dict[str, Any]:
         self._begin(start)
@@ -176,6 +180,7 @@ class ReinforceTrainer:
             self._before = self.evaluate()
             self._record_evaluation("before training", self._before)
         self._loop()
+        doing(SAVING)
         weights = whole_weights(self.policy, keep=self._journal.directory is not None)
         if self._journal.directory is not None:
             save_weights(self.policy, self._journal.directory.path / "model", weights)
@@ -206,6 +211,7 @@ class ReinforceTrainer:
         """Greedy completions of the held-out prompts, scored; empty where evaluation is off."""
         if not self.config.eval_samples:
             return {}
+        doing("evaluating", self.state.step)
         return evaluate(
             self.policy,
             self.task.evaluation,
@@ -319,6 +325,7 @@ class ReinforceTrainer:
 
         A full disk ends no run: what was saved before stays, and the next save tries again.
         """
+        doing(SAVING, self.state.step)
         run = {
             "eval_before": self._before,
             "train_seconds": self._seconds,
@@ -331,6 +338,15 @@ class ReinforceTrainer:
             saved = list(checkpoints(self._journal.directory.path).values())
             self.screen.warn(unsaved(error, saved[-1] if saved else None))
             return None
+
+    def _how_to_go_on(self) -> str:
+        """What to do after a failure of another process."""
+        if self.config.output_dir is None:
+            return ""
+        saved = list(checkpoints(Path(self.config.output_dir)).values())
+        if not saved:
+            return "no checkpoint was saved yet (save_steps): the same command starts over"
+        return f"--resume_from_checkpoint true with the same command goes on from {saved[-1]}"
 
     def _record_evaluation(self, when: str, metrics: dict[str, float]) -> None:
         if metrics:

@@ -9,17 +9,25 @@ processes may differ in micro-batches or have none.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import timedelta
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from rl4lm import peers
 from rl4lm.allocator import keep_freed_memory
 from rl4lm.errors import ConfigError
 from rl4lm.sharding import is_dealt, refuse_engines, sharding_asked_for
 
+T = TypeVar("T")
+
 _BUCKET_BYTES = 2**25  # what is copied beside the gradients, at most
+# The backend's own limit must not be the one that strikes: it knows no cause.
+_SLACK_S = 300.0
+_NO_LIMIT_S = 20 * 86400.0  # in milliseconds it has to fit 31 bits
 
 
 def _buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
@@ -40,20 +48,36 @@ def _buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
 class World:
     """This process among the processes of a run."""
 
-    def __init__(self) -> None:
-        """Join the processes that `accelerate launch` (or torchrun) started; alone otherwise."""
-        from accelerate import Accelerator
+    def __init__(self, ddp_timeout: float | None = 1800.0) -> None:
+        """Join the processes that `accelerate launch` (or torchrun) started; alone otherwise.
+
+        Args:
+            ddp_timeout: seconds that a process waits for another one; None = as long as it takes.
+
+        Raises:
+            PeerLostError: another process died before all had come up.
+        """
+        from accelerate import Accelerator, InitProcessGroupKwargs
 
         refuse_engines()
         keep_freed_memory()
+        self._peers: peers.Peers | None = None
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and "LOCAL_RANK" in os.environ:
+            self._peers = peers.join(int(os.environ["RANK"]), ddp_timeout)
+        limit = _NO_LIMIT_S if ddp_timeout is None else ddp_timeout + _SLACK_S
+        handler = InitProcessGroupKwargs(timeout=timedelta(seconds=limit))
         # Without CUDA the CPU is used: Apple's GPUs have no float64, which the estimator needs.
-        accelerator = Accelerator(cpu=not torch.cuda.is_available())
+        cpu = not torch.cuda.is_available()
+        accelerator = self._together(lambda: Accelerator(cpu=cpu, kwargs_handlers=[handler]))
         self.device: torch.device = accelerator.device
         self.rank: int = accelerator.process_index
         self.size: int = accelerator.num_processes
         # How parameters are dealt over the processes, None where each has all of them.
         self.sharding = sharding_asked_for() if self.size > 1 else None
         self._accelerator = accelerator
+        if self.size > 1:  # MPI tells accelerate alone
+            self._peers = self._peers or peers.join(self.rank, ddp_timeout)
+            self._peers.meet(self.gather_lists)
 
     @property
     def is_main(self) -> bool:
@@ -84,7 +108,8 @@ class World:
         """Concatenate equal-shaped tensors of all processes along the first dimension."""
         if self.size == 1:
             return tensor
-        return self._accelerator.gather(tensor.to(self.device)).to(tensor.device)
+        here = tensor.to(self.device)
+        return self._together(lambda: self._accelerator.gather(here)).to(tensor.device)
 
     def most(self, count: int) -> int:
         """The largest of the processes' counts."""
@@ -96,14 +121,14 @@ class World:
             return list(items)
         from accelerate.utils import gather_object
 
-        return list(gather_object(list(items)))
+        return self._together(lambda: list(gather_object(list(items))))
 
     def collect(self, items: Sequence[Any]) -> list[Any]:
         """`gather_lists` on the main process only; what others get is empty."""
         if self.size == 1:
             return list(items)
         lists: list[Any] | None = [None] * self.size if self.is_main else None
-        torch.distributed.gather_object(list(items), lists)
+        self._together(partial(torch.distributed.gather_object, list(items), lists))
         return [item for of_process in lists or [] for item in of_process]
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
@@ -123,10 +148,10 @@ class World:
 
     def _sum_bucket(self, tensors: list[Tensor]) -> None:
         if len(tensors) == 1 and tensors[0].is_contiguous():
-            torch.distributed.all_reduce(tensors[0])
+            self._together(partial(torch.distributed.all_reduce, tensors[0]))
             return
         flat = torch.cat([t.flatten() for t in tensors])
-        torch.distributed.all_reduce(flat)
+        self._together(partial(torch.distributed.all_reduce, flat))
         for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
             tensor.copy_(part.view_as(tensor))
 
@@ -135,13 +160,27 @@ class World:
         """Overwrite the tensors of every process with those of the main one."""
         if self.size > 1:
             for tensor in tensors:
-                torch.distributed.broadcast(tensor, src=0)
+                self._together(partial(torch.distributed.broadcast, tensor, src=0))
 
     def wait(self) -> None:
         """Return when every process has come here."""
-        self._accelerator.wait_for_everyone()
+        self._together(self._accelerator.wait_for_everyone)
+
+    def advise(self, advice: Callable[[], str]) -> None:
+        """Say what can be done, in a line, where another process fails."""
+        if self._peers is not None:
+            self._peers.advice = advice
 
     def close(self) -> None:
         """Leave the process group, so that the launcher sees a clean end."""
         if self.size > 1:
+            peers.part()
             self._accelerator.end_training()
+
+    def _together(self, act: Callable[[], T]) -> T:
+        """Do something that all processes do; every word between them passes here.
+
+        Raises:
+            PeerLostError: another process is to blame that it broke off.
+        """
+        return act() if self._peers is None else self._peers.together(act)
