@@ -165,7 +165,8 @@ def _put(policy: Policy, weights: Weights) -> None:
 
 def _copy(weight: Tensor, place: Tensor, name: str) -> None:
     if weight.shape != place.shape:
-        raise RuntimeError(f"{name} is {list(weight.shape)} there and {list(place.shape)} here")
+        shapes = f"{list(weight.shape)} there and {list(place.shape)} here"
+        raise RuntimeError(f"size mismatch: {name} is {shapes}")
     place.copy_(dealt_like(weight, place))
 
 

@@ -178,7 +178,6 @@ def _compares_within_prompt(log: RunLog) -> bool:
 
 
 RULES = (
-    Rule(sampler_left_behind, "how far the policy has left a server behind"),
     Rule(completions_cut_off, "completions that never end", {"completions/clipped_ratio": 3}),
     Rule(constant_reward, "rewards that never differ", {"reward": 5}),
     Rule(
@@ -194,5 +193,8 @@ RULES = (
         {"frac_reward_zero_std": 5},
         ("num_generations",),
         samples=2,
+    ),
+    Rule(
+        sampler_left_behind, "how far the policy has left a server behind", options=("sampler_url",)
     ),
 )

@@ -33,6 +33,7 @@ OPTIONS = {
 COUNT = """
 import json, sys
 from contextlib import nullcontext
+from dataclasses import replace
 
 import torch
 
@@ -49,15 +50,8 @@ def gathers_in(act):
     return sum(e.count for e in events), result
 
 
-def build(length):
-    config = ReinforceConfig(
-        prompts_per_step=4, num_generations=4, eval_samples=0, max_completion_length=length
-    )
-    return ReinforceTrainer(args=config)
-
-
 def in_a_rollout(length):
-    gatherer = build(length).learner.gatherer
+    gatherer._config = replace(trainer.config, max_completion_length=length)
     deal, examples = gatherer.deal(gatherer.prompt_keys(0))
     count, rollout = gathers_in(lambda: gatherer.sample(examples, 0, deal.mine))
     return count, int(rollout.lengths.sum()), rollout
@@ -68,8 +62,11 @@ def of_logprobs(trainer, rollout):
     return gathers_in(lambda: trainer.policy.completion_logprobs(rollout, max_tokens=1))[0]
 
 
+trainer = ReinforceTrainer(
+    args=ReinforceConfig(prompts_per_step=4, num_generations=4, eval_samples=0)
+)
+gatherer = trainer.learner.gatherer
 short, long = in_a_rollout(2), in_a_rollout(5)
-trainer = build(5)
 once = of_logprobs(trainer, long[2])
 units = len(trainer.policy.shards._units)
 Shards.gathered = lambda self: nullcontext()

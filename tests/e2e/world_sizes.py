@@ -65,6 +65,9 @@ SPECIAL: dict[str, dict[str, Any]] = {
 }
 
 
+NOT_OPTIONS = ("reward", "rollouts", "tied", "broken")
+
+
 def cases(dtypes: Sequence[str] = ("float64", "float32")) -> dict[str, dict[str, Any]]:
     """All cases by name: every baseline full and with adapters, and the special ones."""
     kinds = [(f"full, {name}", {"baseline": name}) for name in BASELINES]
@@ -81,7 +84,7 @@ def cases(dtypes: Sequence[str] = ("float64", "float32")) -> dict[str, dict[str,
 # What a process of a layout does.
 
 
-def work(folder: Path, layout: str, chosen: dict[str, dict[str, Any]], broken: str) -> None:
+def work(folder: Path, layout: str, chosen: dict[str, dict[str, Any]]) -> None:
     """Make the runs of some cases, and write down weights and completions."""
     import torch
 
@@ -94,7 +97,7 @@ def work(folder: Path, layout: str, chosen: dict[str, dict[str, Any]], broken: s
         trainer = build(case)
         begun = [whole(p.detach()).clone() for p in trainer.policy.trainable().values()]
         given = alone if alone is not None and case["dtype"] == "float32" else None
-        if broken == "unreduced":
+        if case.get("broken"):
             World.sum_gradients = lambda world, parameters: None  # type: ignore[method-assign]
         with drawn_or_given(trainer, given, case.get("rollouts")) as drawn:
             trainer.train()
@@ -117,7 +120,7 @@ def build(case: dict[str, Any]) -> Any:
     from rl4lm import ReinforceConfig, ReinforceTrainer
     from rl4lm.console import Screen
 
-    options = {k: v for k, v in case.items() if k not in ("reward", "rollouts", "tied")}
+    options = {k: v for k, v in case.items() if k not in NOT_OPTIONS}
     dtype = getattr(torch, options["dtype"])
     prompts = [" ".join(f"t{(7 * k + j) % 80 + 12}" for j in range(1 + k % 5)) for k in range(20)]
     return ReinforceTrainer(
@@ -236,9 +239,9 @@ def cut(rollout: Any, chosen: Sequence[bool]) -> Any:
 # Start layouts, and compare what they wrote.
 
 
-def start(folder: Path, layout: str, chosen: dict[str, dict[str, Any]], broken: str = "") -> None:
+def start(folder: Path, layout: str, chosen: dict[str, dict[str, Any]]) -> None:
     """Run some cases in a layout: "alone", or replicated or sharded over some processes."""
-    words = [str(Path(__file__)), "work", str(folder), layout, json.dumps(chosen), broken]
+    words = [str(Path(__file__)), "work", str(folder), layout, json.dumps(chosen)]
     launch = [sys.executable]
     if layout != "alone":
         kind, size = layout.split("-")
@@ -304,6 +307,6 @@ def main() -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["work"]:
-        work(Path(sys.argv[2]), sys.argv[3], json.loads(sys.argv[4]), sys.argv[5])
+        work(Path(sys.argv[2]), sys.argv[3], json.loads(sys.argv[4]))
     else:
         main()

@@ -132,6 +132,7 @@ trainer.world.close()
 """
 
 
+@pytest.mark.slow  # tests/e2e/test_world_sizes.py has such shares too
 @pytest.mark.timeout(150)
 def test_two_processes_with_uneven_shares_find_the_gradient_of_one(tiny, tmp_path):
     trainer = build("float64")
