@@ -194,7 +194,5 @@ RULES = (
         ("num_generations",),
         samples=2,
     ),
-    Rule(
-        sampler_left_behind, "how far the policy has left a server behind", options=("sampler_url",)
-    ),
+    Rule(sampler_left_behind, "how far the policy has left a server behind"),
 )
