@@ -125,18 +125,19 @@ def evaluate(argv: Sequence[str]) -> None:
     world = World()
     world.use_threads(config.torch_threads)
     model, sampler = assemble_evaluated(config, [data], world)
-    metrics = evaluate_completions(
-        sampler,
-        model.codec,
-        data,
-        judges.scorer,
-        judges.accuracy,
-        samples=config.eval_samples,
-        max_completion_length=config.max_completion_length,
-        ends=end_rule(config, model),
-        context=RewardContext(0, 0, config.seed),
-        world=world,
-    )
+    with model.shards.gathered():  # once: the processes may differ in batches
+        metrics = evaluate_completions(
+            sampler,
+            model.codec,
+            data,
+            judges.scorer,
+            judges.accuracy,
+            samples=config.eval_samples,
+            max_completion_length=config.max_completion_length,
+            ends=end_rule(config, model),
+            context=RewardContext(0, 0, config.seed),
+            world=world,
+        )
     if not world.is_main:
         return
     screen = Screen(stderr=namespace.json)

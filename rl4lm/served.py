@@ -6,7 +6,7 @@ Also what is read of a checkpoint whose weights are the server's business.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from rl4lm import loading
 from rl4lm.config import ReinforceConfig
@@ -16,6 +16,7 @@ from rl4lm.fitting import check_prompts, check_vocabulary
 from rl4lm.policy import Policy
 from rl4lm.preparing import end_token_ids
 from rl4lm.sampler import PolicySampler, Sampler
+from rl4lm.sharding import Shards
 from rl4lm.text import TextCodec
 
 
@@ -26,6 +27,7 @@ class ServedModel:
     codec: TextCodec
     end_token_ids: Sequence[int]
     vocabulary: int  # V, rows of the head
+    shards: Shards = field(default_factory=Shards)  # none: there are no weights here
 
 
 def check_server(config: ReinforceConfig, temperature: float | None) -> None:
