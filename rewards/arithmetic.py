@@ -63,8 +63,8 @@ def graded(
         return Graded(None, "answer is None: does not apply")
     expected = _expected(answer, read_reference)
     found = read(completion)
-    seen = "no number" if found is None else _shown(found)
-    return Graded(float(found == expected), f"read {seen}, expected {_shown(expected)}")
+    seen = "no number" if found is None else shown(found)
+    return Graded(float(found == expected), f"read {seen}, expected {shown(expected)}")
 
 
 def _expected(answer: object, read_reference: Callable[[str], Fraction | None]) -> Fraction:
@@ -85,7 +85,8 @@ def _expected(answer: object, read_reference: Callable[[str], Fraction | None]) 
     return value
 
 
-def _shown(value: Fraction) -> str:
+def shown(value: Fraction) -> str:
+    """The number as people read it in a reason."""
     # Printing a very long integer raises, and reading it helps nobody.
     if max(value.numerator.bit_length(), value.denominator.bit_length()) > 128:
         return "a very long number"

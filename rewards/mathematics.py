@@ -1,6 +1,8 @@
 r"""Rewards for the answers of mathematical problems.
 
-    gsm8k     worked solutions that end in one number, as those of GSM8K (`#### 1,234`)
+    gsm8k         worked solutions that end in one number, as those of GSM8K (`#### 1,234`)
+    equal_value   an arithmetic expression with the value of the row's `answer`
+    countdown     an expression that makes `target` of `numbers`
 
 `final_answer` is the reader behind it: which number a solution declares as its result, if it
 declares one.
@@ -9,15 +11,18 @@ declares one.
 from __future__ import annotations
 
 import re
-from collections import deque
+from collections import Counter, deque
+from collections.abc import Sequence
 from fractions import Fraction
 from itertools import islice
 
 from rewards.adapters import Graded, per_sample
-from rewards.arithmetic import graded
+from rewards.arithmetic import graded, shown
+from rewards.expressions import NotComputable, compute
 from rewards.reading import marks, number_tokens, only_number, reference_number, token_value
 
 _MOST_MARKS = 20  # who declares an answer more often does something else
+_ANSWER = re.compile(r"<answer>([^<]*)</answer>")
 _LOOK_BACK = 60  # characters before the last number that tell what it is
 
 # The last number is the operand of something, or denied: "9 x 18", "sqrt(18)", "not 18".
@@ -61,6 +66,63 @@ def gsm8k(completion: str, answer: object) -> Graded:
     return graded(completion, answer, final_answer, reference_number)
 
 
+@per_sample
+def equal_value(completion: str, answer: object) -> Graded:
+    """1.0 if the completion is an arithmetic expression equal to `answer`, else 0.0.
+
+    Exact: `1/3 + 1/3` is `2/3`, and 0.333 is not `1/3`. `answer` is a number or an expression;
+    where it is `None` the reward does not apply (`None`). `rewards.expressions` has grammar and
+    limits.
+
+    Gamed by handing the problem back: `40+6` has the value of `40+6`. Use it where finding an
+    expression is the task, and `rewards.arithmetic:exact_answer` where computing one is.
+
+    Raises:
+        ValueError: if `answer` is neither a number nor an expression.
+    """
+    expected = _value(answer) if isinstance(answer, str) else answer
+    if expected is None and answer is not None:
+        raise ValueError(
+            f"answer {answer!r:.80} is no arithmetic expression; expected a number or a text such as "
+            "'2*(3+4)'. Correct the row, or set its answer to None to skip it"
+        )
+    return graded(completion, expected, _value, reference_number)
+
+
+@per_sample
+def countdown(completion: str, numbers: Sequence[int], target: int) -> Graded:
+    """1.0 if the completion makes `target` of all `numbers`, each used once, with + - * / and ().
+
+    The expression is the whole completion, or what stands in its one `<answer>...</answer>`; behind
+    it `= target` may be written. Source: the numbers game, as in TinyZero's Countdown.
+
+    Gamed, where only the value is looked at, by writing the target, using a number twice, gluing
+    digits (`1` and `2` to 12), powers, or several attempts; each of these scores 0.0.
+    """
+    inside = _ANSWER.findall(completion)
+    if len(inside) > 1:
+        return Graded(0.0, "several answers")
+    expression, _, result = (inside[0] if inside else completion).partition("=")
+    try:
+        made = compute(expression)
+        stated = compute(result).value if result.strip() else made.value
+    except NotComputable as reason:
+        return Graded(0.0, str(reason))
+    if Counter(made.numbers) != Counter(map(Fraction, numbers)) or re.search(
+        r"\^|\*\*", expression
+    ):
+        return Graded(0.0, "other numbers or signs than those given")
+    right = made.value == stated == target
+    return Graded(float(right), f"makes {shown(made.value)}, expected {target}")
+
+
+def _value(text: str) -> Fraction | None:
+    try:
+        return compute(text).value
+    except NotComputable:
+        return None
+
+
 def final_answer(text: str) -> Fraction | None:
     r"""The number that a worked solution declares as its result; `None` if it declares none.
 
@@ -74,14 +136,14 @@ def final_answer(text: str) -> Fraction | None:
     `rewards.reading.last_number` says how numbers are read. Compared with that function, which
     finds a number wherever there is one, this one finds a result or nothing.
     """
-    shown = text.rpartition("</think>")[2]
-    declared = list(islice(marks(shown), _MOST_MARKS + 1))
+    visible = text.rpartition("</think>")[2]
+    declared = list(islice(marks(visible), _MOST_MARKS + 1))
     if not declared:
-        return _stated_last(shown)
+        return _stated_last(visible)
     if len(declared) > _MOST_MARKS:
         return None
-    values = {only_number(shown[start:end]) for start, end in declared}
-    after = shown[max(end for _, end in declared) :]
+    values = {only_number(visible[start:end]) for start, end in declared}
+    after = visible[max(end for _, end in declared) :]
     values |= {token_value(token) for token in number_tokens(after)}
     return values.pop() if len(values) == 1 else None
 
