@@ -163,14 +163,29 @@ def test_the_reason_says_what_was_read_and_what_was_expected(reward: Any) -> Non
     ]
 
 
-@pytest.mark.parametrize(
-    "completion",
-    [
-        *("", "45 46 47", "46 47", "46,47", "4 6", "4 600", "nan", "-46", "46.01", "0.46", "1/46"),
-        *("\\boxed{45, 46, 47}", "46 \\boxed{47}", "46 \\boxed{", "\\boxed{46"),
-        *("#### 46 47", "46\n#### 47"),
-    ],
-)
+GUESSES = [
+    *("", "45 46 47", "46 47", "46,47", "4 6", "4 600", "nan", "-46", "46.01", "0.46", "1/46"),
+    *("\\boxed{45, 46, 47}", "46 \\boxed{47}", "46 \\boxed{", "\\boxed{46"),
+    *("#### 46 47", "46\n#### 47", "#### 45 46", "#### 46, 47", "#### 46 or 47", "#### 45, 46, 47"),
+    *("46 or 47", "46, but perhaps 47", "46\n47", "- 46\n- 47", "46/47", "46:47", "46-47", "46^2"),
+    *("46²", "2^46", "x46", "46_000", "4_6", "±46", "\\pm 46", "0x2e", "forty-six", "inf", "46e1"),
+    *("\\boxed{46}\n\\boxed{47}", "\\boxed{}", "46 \\boxed{A}", "\\boxed{40 + 6}", "\\boxed{46^2}"),
+    *(
+        "\\frac{46}{2}",
+        "\\frac{1}{46}",
+        "46 of 50",
+        "46.0.0",
+        "46 (47)",
+        "٤٦",
+        "４６",
+        "46 ٤",
+        "4６",
+    ),
+    *("#### 1. 46 pens\n#### 2. Total\n47", "46" * 50_000),
+]
+
+
+@pytest.mark.parametrize("completion", GUESSES, ids=range(len(GUESSES)))
 def test_guesses_and_near_misses_earn_nothing(completion: str) -> None:
     assert final(completion) == 0.0
 

@@ -84,6 +84,8 @@ def test_the_last_number_of_a_text(text: str, expected: Any) -> None:
         ("#### 45\n\\boxed{46}", 46),
         ("#### Step 3\nso 46", 46),
         ("#### Result\n46", 46),
+        ("#### 1. Pens\n40\n#### 2. Total\n46", 46),
+        ("#### **2.** Pens in 7 boxes\n46", 46),
     ],
 )
 def test_the_last_marker_beats_the_last_number(text: str, expected: Any) -> None:
