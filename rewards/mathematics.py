@@ -83,8 +83,8 @@ def equal_value(completion: str, answer: object) -> Graded:
     expected = _value(answer) if isinstance(answer, str) else answer
     if expected is None and answer is not None:
         raise ValueError(
-            f"answer {answer!r:.80} is no arithmetic expression; expected a number or a text such as "
-            "'2*(3+4)'. Correct the row, or set its answer to None to skip it"
+            f"answer {answer!r:.80} is no arithmetic expression; expected a number or a text such "
+            "as '2*(3+4)'. Correct the row, or set its answer to None to skip it"
         )
     return graded(completion, expected, _value, reference_number)
 
