@@ -166,7 +166,8 @@ def _are_guesses(one: re.Match[str], other: re.Match[str]) -> bool:
     value = token_value(one)
     if len(between) > _LOOK_BACK or (value is not None and value == token_value(other)):
         return False
-    if one["body"].endswith(".") and "\n" not in between:  # the end of a sentence
+    # The end of a sentence ("for $17. $18 is"), or what the number is about ("Step 2: 18").
+    if one["body"].endswith((".", ":")) and "\n" not in between:
         return False
     if not _BETWEEN_GUESSES.fullmatch(between):
         return False

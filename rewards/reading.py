@@ -105,16 +105,18 @@ def reference_number(text: str) -> Fraction | None:
     return only_number(text if marked is None else marked)
 
 
-def marks(text: str) -> Iterator[tuple[int, int]]:
-    r"""Start and end of what each marker (`\boxed{...}`, `####`) marks, in the order of their kind.
+def marks(text: str, hashes: bool = True) -> Iterator[tuple[int, int]]:
+    r"""Start and end of what each marker marks: every `\boxed{...}`, then every `####`.
+
+    Without `hashes` the boxes only.
 
     Nested boxes take time in proportion to their number: take only as many as are needed.
     """
     for box in _BOX.finditer(text):
         yield box.end(), box.end() + len(_braced(text, box.end()))
-    for hashes in _HASHES.finditer(text):
-        line_end = text.find("\n", hashes.end())
-        yield hashes.end(), len(text) if line_end < 0 else line_end
+    for sign in _HASHES.finditer(text) if hashes else ():
+        line_end = text.find("\n", sign.end())
+        yield sign.end(), len(text) if line_end < 0 else line_end
 
 
 def _marked(text: str) -> str | None:

@@ -64,6 +64,8 @@ The final answer is $\\boxed{1,224}$. I hope it is correct.
 #### Step 3⏎It is 1224.
 It is not 1225 but 1224.
 Each costs $17. $1224 in all.
+Step 4: 1224
+Step 4:⏎1224
 1224<|im_end|>
 """
 
