@@ -439,10 +439,9 @@ else:
 CPU2 = Path(__file__).parents[2] / "recipes" / "accelerate" / "cpu2.yaml"
 
 
+@pytest.mark.slow  # test_sharded_runs.py has two processes that go on, by default
 @pytest.mark.timeout(280)
-@pytest.mark.parametrize(
-    "options", ["{}", pytest.param("{'use_peft': True}", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("options", ["{}", "{'use_peft': True}"])
 def test_two_processes_that_were_killed_go_on_bit_for_bit(options, tmp_path):
     script = tmp_path / "train.py"
     script.write_text(TWICE)

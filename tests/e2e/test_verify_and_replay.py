@@ -145,12 +145,13 @@ world.close()
 """
 
 
+@pytest.mark.slow  # test_world_sizes.py finds a missing reduction by default
 @pytest.mark.timeout(200)
 @pytest.mark.parametrize(
     "names",
     [
         pytest.param(["prompt_leave_one_out", "linear_value"], id="some"),
-        pytest.param([], id="all", marks=pytest.mark.slow),
+        pytest.param([], id="all"),
     ],
 )
 def test_baselines_are_exact_over_two_processes_and_a_world_size_factor_is_found(names, tmp_path):
