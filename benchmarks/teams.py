@@ -96,7 +96,7 @@ class Team:
         try:
             for member in self._members:
                 member.answer()
-        except BaseException:
+        except BaseException:  # an interrupt too must leave no process behind
             self.stop()
             raise
 

@@ -241,7 +241,8 @@ def _told(text: str) -> int:
 
 
 def _with_minimum(reward: PerSampleReward, minimum: float) -> PerSampleReward:
-    # What a completion scores that hangs: no less than the worst that the reward gives.
+    # What a completion scores that hangs: no less than the worst that the reward gives. The type of
+    # a function has no room for attributes.
     reward.minimum = minimum  # type: ignore[attr-defined]
     return reward
 

@@ -196,6 +196,9 @@ def _layers(causal_lm: Any, asked: Sequence[str] | None) -> list[nn.Module]:
     return layers
 
 
+# The type checker knows of a tensor only what every tensor has; a dealt one is a DTensor.
+
+
 def whole(tensor: Tensor) -> Tensor:
     """A dealt tensor put together again, on every process; any other as it is."""
     return tensor.full_tensor() if is_dealt(tensor) else tensor  # type: ignore[attr-defined]
