@@ -11,7 +11,7 @@ import types
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 _LIMITS = {"gt": "> {}", "ge": ">= {}", "lt": "< {}", "le": "<= {}", "min_length": "(at least {})"}
 _KINDS = {
@@ -20,6 +20,9 @@ _KINDS = {
     str: ("non-empty text", "non-empty texts"),
     bool: ("true or false", ""),
 }
+
+# How every class of options is checked when it is built.
+RULES = ConfigDict(extra="forbid", allow_inf_nan=False, str_min_length=1)
 
 
 def option(theme: str, default: Any, help: str, **limits: float) -> Any:
