@@ -47,6 +47,7 @@ _VERBS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
     "verify": (inspecting.verify, "compare the gradient with the exact one, by enumeration"),
     "replay": (inspecting.replay, "do a logged step again, and compare loss and gradient norm"),
     "score": (inspecting.score, "run a reward over completions in a file"),
+    "report": (inspecting.report, "a page to look at a run, or at several side by side"),
     "doctor": (inspecting.doctor, "why a run does not learn: look through its files"),
 }
 

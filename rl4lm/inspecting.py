@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rl4lm.commands import default_values, print_json, quiet_libraries, settings_for
 from rl4lm.errors import ConfigError
@@ -161,3 +162,53 @@ def doctor(argv: Sequence[str]) -> None:
         print_json([finding.to_dict() for finding in diagnosis.findings])
     else:
         show(log, diagnosis)
+
+
+def report(argv: Sequence[str]) -> None:
+    """``rl4lm report``: a page to look at a run, or several side by side."""
+    parser = OptionParser(
+        prog="rl4lm report",
+        description="Write a run, or several side by side, as one page that opens from disk: "
+        "before and after, curves, completions, settings, and what the doctor says.",
+        usage="%(prog)s RUN_DIR [RUN_DIR ...] [--out FILE] [--png FILE] [--watch] [--json]",
+    )
+    parser.add_argument("runs", metavar="RUN_DIR", nargs="*", help="folders of runs")
+    parser.add_argument(
+        "--out",
+        help="where the page goes; default: report.html in the run, of several runs in this folder",
+    )
+    parser.add_argument("--png", help="write the main curves as a picture too; needs matplotlib")
+    parser.add_argument(
+        "--completions", default=100_000, help="most completions on the page; default: 100000"
+    )
+    parser.add_argument(
+        "--watch", action="store_true", help="write it again every 10 s until the runs have ended"
+    )
+    parser.add_argument("--json", action="store_true", help="print what was written as JSON")
+    namespace = parser.parse_args(argv)
+    if not namespace.runs:
+        raise ConfigError(f"name a run; usage: {parser.format_usage()[7:].strip()}")
+    if not str(namespace.completions).isdecimal():
+        raise ConfigError(f"--completions {namespace.completions}: expected a whole number >= 0")
+    runs, most = [Path(run) for run in namespace.runs], int(namespace.completions)
+    out = Path(namespace.out or (runs[0] if len(runs) == 1 else Path()) / "report.html")
+    _write_report(runs, out, most, namespace)
+
+
+def _write_report(runs: list[Path], out: Path, most: int, namespace: Any) -> None:
+    from rl4lm.console import Screen
+    from rl4lm.report.picture import draw
+    from rl4lm.report.write import watch, write_report
+
+    screen = Screen(stderr=namespace.json)
+    if namespace.watch:
+        screen.note(f"{out} is written every 10 s until the run has ended; Ctrl-C stops that")
+        watch(runs, out, most)
+    shown = write_report(runs, out, most)
+    if namespace.png:
+        draw(shown, Path(namespace.png))
+    told = {"report": str(out), "png": namespace.png, "bytes": out.stat().st_size}
+    if namespace.json:
+        print_json(told)
+    else:
+        screen.note(f"{out}, {told['bytes'] / 1e6:.1f} MB: open it in a browser")

@@ -12,12 +12,14 @@ from rl4lm.assembly import Task
 from rl4lm.config import OPTIONS, ReinforceConfig
 from rl4lm.console import Screen
 from rl4lm.diagnostics import gap_is_suspicious
+from rl4lm.errors import OutputError
 from rl4lm.policy import Policy
 from rl4lm.preparing import describe
 from rl4lm.provenance import layout
+from rl4lm.report.write import AT_THE_END, write_report
 from rl4lm.resume import Start
 from rl4lm.rules.diagnosis import Watch
-from rl4lm.tracking import RunDirectory, prepare_run_directory, reopen_run_directory
+from rl4lm.tracking import REPORT, RunDirectory, prepare_run_directory, reopen_run_directory
 from rl4lm.types import StepStats
 from rl4lm.world import World
 
@@ -132,3 +134,13 @@ class Journal:
             self.directory.log_eval({"step": step, **metrics})
         self.evaluations += 1
         self.screen.evaluation(when, metrics)
+
+    def report(self) -> None:
+        """Write the page of a run that has ended; one that cannot be written ends nothing."""
+        if self.directory is None:
+            return
+        path = self.directory.path
+        try:
+            write_report([path], path / REPORT, AT_THE_END)
+        except OutputError as error:
+            self.screen.warn(f"{error}; `rl4lm report {path}` writes it again")

@@ -99,6 +99,7 @@ def completion_rows(step: int, e: Experience) -> list[dict[str, Any]]:
     rewards, valid = scores.rewards.flatten().tolist(), scores.valid.flatten().tolist()
     parts = {name: values.flatten().tolist() for name, values in scores.parts.items()}
     logprobs = rollout.sampling_logprobs.sum(dim=1).tolist()
+    by_token = rollout.sampling_logprobs.tolist()
     from_start = e.advantages if e.advantages.dim() == 1 else e.advantages[:, 0]
     ended, centred = rollout.ended.tolist(), from_start.tolist()
     return [
@@ -115,6 +116,7 @@ def completion_rows(step: int, e: Experience) -> list[dict[str, Any]]:
             **_token_rewards(e, i),
             "advantage": centred[i],
             "sampling_logprob": logprobs[i],
+            "sampling_logprobs": [round(p, 4) for p in by_token[i][: len(completion_ids[i])]],
             "truncated": not ended[i],
             **_extras(scores.extra, i),
         }

@@ -38,6 +38,7 @@ COMPLETION_FIELDS = (
     "token_rewards",
     "advantage",
     "sampling_logprob",
+    "sampling_logprobs",
     "truncated",
 )
 METRIC_NAMES = (

@@ -8,6 +8,7 @@
     checkpoint-NNNNNN/             weights and the state of training after some steps
     unscored/step-NNNNNN.jsonl     completions of a step whose reward failed, ready to be scored
     model/                         the final weights, loadable with from_pretrained
+    report.html                    all of it as a page to look at
 
 Only the main process writes, but for `unscored`. Lines are flushed one by one, so that an
 interrupted run loses none that were written. On a full disk lines wait in memory, and the run goes
@@ -32,6 +33,7 @@ from rl4lm import durable
 from rl4lm.errors import OutputError, SaveError
 
 _FILES = ("config.yaml", "metrics.jsonl", "eval.jsonl", "summary.json")
+REPORT = "report.html"
 _FOLDERS = ("completions", "unscored", "model*", "checkpoint-[0-9]*")
 _LOGS = ("metrics.jsonl", "eval.jsonl")
 _CHECKPOINT = re.compile(r"checkpoint-(\d{6,})")
@@ -186,7 +188,7 @@ def check_run_directory(path: Path, overwrite: bool) -> None:
 def prepare_run_directory(path: Path, trouble: Callable[[str], None]) -> RunDirectory:
     """Make the directory, and remove an earlier run's files from it (and nothing else)."""
     try:
-        for name in _FILES:
+        for name in (*_FILES, REPORT):
             (path / name).unlink(missing_ok=True)
         for folder in [folder for name in _FOLDERS for folder in path.glob(name)]:
             if folder.is_dir():

@@ -190,6 +190,7 @@ class ReinforceTrainer:
         if self._journal.directory is not None:
             self._journal.directory.settle()
             self._journal.directory.write_summary(summary)
+            self._journal.report()
         self._show_result(summary)
         self.world.wait()
         return summary

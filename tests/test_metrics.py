@@ -124,6 +124,7 @@ def test_completions_are_logged_row_by_row():
         "rewards": {"first": 3.0, "second": 1.0},
         "advantage": 1.0,
         "sampling_logprob": -0.875,
+        "sampling_logprobs": [-0.5, -0.25, -0.125],
         "truncated": False,
         "detail": None,
     }
