@@ -47,6 +47,11 @@ class Background(Generic[T]):
         if self._failure is not None:
             raise self._failure
 
+    def settles(self, patience: float) -> bool:
+        """Whether all that was handed over is done within so many seconds."""
+        with self._changed:
+            return self._changed.wait_for(self._idle, patience)
+
     def close(self, patience: float) -> None:
         """Drop what waits, and end the thread after the work in hand.
 

@@ -17,6 +17,7 @@ from rl4lm.options import OptionParser, add_config_arguments, config_from
 from rl4lm.resume import find_start
 from rl4lm.reward_lookup import resolve_rewards
 from rl4lm.sources import check_prompts
+from rl4lm.trackers import check_trackers
 from rl4lm.tracking import plain
 
 if TYPE_CHECKING:
@@ -80,6 +81,7 @@ def run_training(config: ReinforceConfig, as_json: bool = False) -> dict[str, An
         raise ConfigError("where should the run go? name a folder with --output_dir")
     # Again in the trainer; here they answer before torch is even imported.
     check_off_policy(config)
+    check_trackers(config.report_to or ())
     find_start(config, thorough=False)
     check_prompts(config.dataset_name, config.prompt_column)
     resolve_rewards(config.reward_funcs)

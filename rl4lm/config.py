@@ -176,6 +176,11 @@ def _conflicts(config: ReinforceConfig) -> Iterator[str]:
             f"reward_funcs names a reward twice: {' '.join(config.reward_funcs)}; name each once "
             "and set its share by reward_weights"
         )
+    if config.report_to and config.output_dir is None:
+        yield (
+            f"report_to={' '.join(config.report_to)} follows a run that is written down, but there "
+            "is no output_dir; name a folder"
+        )
     if config.sampler_url is not None and (why := unusable_address(config.sampler_url)):
         yield f"sampler_url={without_password(config.sampler_url)} {why}"
     if config.sampler_model is not None and config.sampler_url is None:

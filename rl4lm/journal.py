@@ -19,12 +19,15 @@ from rl4lm.provenance import layout
 from rl4lm.report.write import AT_THE_END, write_report
 from rl4lm.resume import Start
 from rl4lm.rules.diagnosis import Watch
+from rl4lm.trackers import Trackers
 from rl4lm.tracking import REPORT, RunDirectory, prepare_run_directory, reopen_run_directory
 from rl4lm.types import StepStats
 from rl4lm.world import World
 
 # Findings about a single step, which the screen speaks of as soon as it has happened.
 _SAID_AT_ONCE = frozenset({"sampler_gap", "skipped_updates", "gradient_not_finite"})
+
+_TOLD_SAMPLES = 32  # completions of a step that other programs are told of
 
 
 class Journal:
@@ -55,6 +58,14 @@ class Journal:
         self._watch = Watch(config.to_dict(), {"device": str(world.device)})
         self._start = Start()
         self.evaluations = 0  # lines of eval.jsonl
+        run = Path(config.output_dir or "")
+        self._trackers = Trackers(
+            (config.report_to or ()) if world.is_main else (),
+            run,
+            config.project,
+            config.run_name or run.resolve().name,
+            screen.warn,
+        )
 
     def begin(self, start: Start, evaluations: int) -> None:
         """Go on from where a run begins, with so many evaluations in the log already."""
@@ -75,6 +86,7 @@ class Journal:
             directory = reopen_run_directory(path, self._start.step, self.evaluations, trouble)
         else:
             directory = prepare_run_directory(path, trouble)
+        self._trackers.begin(self._config.to_dict())
         directory.write_config(self._config.to_dict(), {**layout(self._world), **self._given})
         return directory
 
@@ -110,11 +122,14 @@ class Journal:
             self.directory.log_step(stats.metrics)
             if rows:  # a further step on the same completions has none of its own
                 self.directory.log_completions(stats.step, rows)
+        self._trackers.log(stats.step, stats.metrics)
         self.screen.step(stats.step, stats.metrics)
         every = self._config.sample_table_steps
         if rows and every and (stats.step - 1) % every < self._config.num_iterations:
             # One of each prompt: the samples of one prompt look much alike.
-            self.screen.completions(stats.step, [row for row in rows if row["sample"] == 0])
+            shown = [row for row in rows if row["sample"] == 0]
+            self.screen.completions(stats.step, shown)
+            self._trackers.samples(stats.step, shown[:_TOLD_SAMPLES])
         self._warn(stats, rows)
 
     def _warn(self, stats: StepStats, rows: Sequence[Mapping[str, object]]) -> None:
@@ -133,7 +148,12 @@ class Journal:
         if self.directory is not None:  # before counting: it may cut back what was logged
             self.directory.log_eval({"step": step, **metrics})
         self.evaluations += 1
+        self._trackers.log(step, metrics, prefix="eval/")
         self.screen.evaluation(when, metrics)
+
+    def close(self) -> None:
+        """End what follows the run."""
+        self._trackers.finish()
 
     def report(self) -> None:
         """Write the page of a run that has ended; one that cannot be written ends nothing."""

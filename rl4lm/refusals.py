@@ -43,7 +43,7 @@ NOT_OFFERED: Mapping[str, str] = {
     "ref_model": "the reference of the KL is the base model of an adapter, or the model as it "
     "starts; beta is its weight",
     **dict.fromkeys(("kl_coef", "init_kl_coef"), "the weight of the KL is called beta here"),
-    **dict.fromkeys(("report_to", "run_name", "push_to_hub", "hub_model_id"), _NOT_YET),
+    **dict.fromkeys(("push_to_hub", "hub_model_id"), _NOT_YET),
     "save_strategy": "checkpoints are counted in steps: save_steps",
     **dict.fromkeys(("load_in_4bit", "load_in_8bit"), _NOT_YET),
     **dict.fromkeys(("use_vllm", "vllm_mode", "vllm_server_base_url"), _VLLM),
@@ -86,7 +86,6 @@ _OFF: Mapping[str, tuple[object, ...]] = {
     **dict.fromkeys(("top_k", "min_p", "lora_dropout"), (0, None)),
     **dict.fromkeys(("push_to_hub", "load_in_4bit", "load_in_8bit", "use_vllm"), (False, None)),
     "generation_kwargs": (None,),
-    "report_to": ("none", [], ["none"], None),
     "disable_dropout": (True,),
     "gradient_accumulation_steps": (1,),
     "scale_rewards": (False, "none"),

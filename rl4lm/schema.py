@@ -52,9 +52,9 @@ class Option:
     def expected(self) -> str:
         """What may be given, in words: "a whole number >= 1, or none"."""
         one, several = _KINDS[self.kind]
-        words = f"one of {', '.join(self.choices)}" if self.choices else one
-        if self.many:
-            words = f"a list of {several}"
+        words = f"a list of {several}" if self.many else one
+        if self.choices:
+            words = f"{'some' if self.many else 'one'} of {', '.join(self.choices)}"
         bounds = " and ".join(_LIMITS[key].format(value) for key, value in self.limits.items())
         return f"{words} {bounds}".rstrip() + (", or none" if self.optional else "")
 

@@ -41,6 +41,7 @@ from rl4lm.reward_lookup import Reward
 from rl4lm.saving import Checkpoints, unsaved
 from rl4lm.served import check_server
 from rl4lm.stopping import StopRequest
+from rl4lm.trackers import check_trackers
 from rl4lm.tracking import checkpoints, write_unscored
 from rl4lm.types import Rollout, StepStats, TrainState
 from rl4lm.world import World
@@ -98,6 +99,7 @@ class ReinforceTrainer:
         self.world.check_divides(config.prompts_per_step, "prompts_per_step")
         check_output(config)
         check_off_policy(config)
+        check_trackers(config.report_to or ())
         check_server(config, config.temperature)
         screen = screen or Screen(logging_steps=config.logging_steps)
         screen.only_if(self.world.is_main)
@@ -172,7 +174,10 @@ class ReinforceTrainer:
         """
         with self.task.judges.scorer:  # the processes of rewards end with the run
             start = find_start(self.config, resume_from_checkpoint)
-            return self._train(agree(start, self.world.gather_lists))
+            try:
+                return self._train(agree(start, self.world.gather_lists))
+            finally:
+                self._journal.close()
 
     def _train(self, start: Start) -> dict[str, Any]:
         self._begin(start)

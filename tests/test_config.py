@@ -175,7 +175,6 @@ def test_an_option_that_is_not_offered_is_answered_with_the_reason(name):
         ("lora_dropout", "sampled and the differentiated policy differ"),
         ("gradient_accumulation_steps", "max_tokens_per_micro_batch"),
         ("num_train_epochs", "max_steps"),
-        ("report_to", "not in this version"),
         ("save_strategy", "save_steps"),
         ("kl_coef", "called beta"),
         ("gradient_checkpointing", "activation_checkpointing"),
@@ -284,7 +283,6 @@ def test_reading_a_configuration_loads_no_slow_library():
         ("top_p", 1.0),
         ("top_k", 0),
         ("lora_dropout", 0.0),
-        ("report_to", "none"),
         ("push_to_hub", False),
     ],
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic.dataclasses import dataclass
 
 from rl4lm.schema import RULES, option
@@ -66,3 +68,10 @@ class RunFields:
         "run", 50, "steps between tables of sample completions; 0 = never", ge=0
     )
     logging_steps: int = option("run", 10, "steps between lines where the log is a file", ge=1)
+    report_to: list[Literal["tensorboard", "trackio", "wandb", "mlflow"]] | None = option(
+        "run", None, "programs that follow the run, each an extra of its name; none = no such one"
+    )
+    project: str = option("run", "rl4lm", "under which those programs gather runs")
+    run_name: str | None = option(
+        "run", None, "name of the run there; none = the folder of output_dir"
+    )
