@@ -54,11 +54,13 @@ def _wandb(run: Path, project: str, name: str) -> Any:
 def _mlflow(run: Path, project: str, name: str) -> Any:
     from accelerate.tracking import MLflowTracker
 
+    artifacts = None
     if not os.environ.get("MLFLOW_TRACKING_URI"):  # a place of its own, where nobody named one
         import mlflow
 
         mlflow.set_tracking_uri(f"sqlite:///{(run / 'mlflow.db').absolute()}")
-    return MLflowTracker(experiment_name=project, run_name=name)
+        artifacts = (run / "mlflow").absolute().as_uri()
+    return MLflowTracker(experiment_name=project, run_name=name, logging_dir=artifacts)
 
 
 def _samples_as_text(tracker: Any, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
