@@ -5,6 +5,7 @@ Imports no torch, and `datasets` only where rows are read.
 
 from __future__ import annotations
 
+import glob
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -65,7 +66,10 @@ def _open(name: str, files: DataFiles | None, access: Access) -> Mapping[str, An
     if files is not None:
         if any(map(rows_are_under_data, files.all)):
             options["field"] = "data"
-        places = {split: [str(path) for path in each] for split, each in files.by_split.items()}
+        places = {  # escaped: `datasets` takes every name for a pattern
+            split: [glob.escape(str(path)) for path in each]
+            for split, each in files.by_split.items()
+        }
         return datasets.load_dataset(files.format, data_files=places, **options)
     folder = Path(name).expanduser()
     if (folder / "state.json").is_file():  # written by Dataset.save_to_disk
