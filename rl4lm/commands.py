@@ -92,9 +92,7 @@ def run_training(config: ReinforceConfig, as_json: bool = False) -> dict[str, An
     # Again in the trainer; here they answer before torch is even imported.
     check_off_policy(config)
     find_start(config, thorough=False)
-    check_prompts(
-        config.dataset_name, config.prompt_column, shape_of(config), config.dataset_config
-    )
+    _check_data(config)
     resolve_rewards(config.reward_funcs)
     from rl4lm.console import Screen
     from rl4lm.trainer import ReinforceTrainer
@@ -109,6 +107,12 @@ def run_training(config: ReinforceConfig, as_json: bool = False) -> dict[str, An
     return summary
 
 
+def _check_data(config: ReinforceConfig) -> None:
+    """Refuse files that are not there or lack a column, before torch is imported."""
+    name, configuration = config.dataset_name, config.dataset_config
+    check_prompts(name, config.prompt_column, shape_of(config), configuration)
+
+
 def evaluate(argv: Sequence[str]) -> None:
     """``rl4lm eval``: greedy accuracy and reward of a model."""
     parser = OptionParser(
@@ -120,6 +124,7 @@ def evaluate(argv: Sequence[str]) -> None:
     config = config_from(namespace, base_for=_only(_EVAL))
     if not config.eval_samples:
         raise ConfigError("eval_samples=0 leaves nothing to evaluate; give 1 or more")
+    _check_data(config)
     from rl4lm.assembly import assemble_evaluated, assemble_judges, end_rule
     from rl4lm.console import Screen
     from rl4lm.evaluate import evaluate_completions
