@@ -7,7 +7,7 @@ may straddle two epochs, and a data set smaller than a step is fine.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from itertools import islice
@@ -20,10 +20,11 @@ from rl4lm.columns import CONVERSATIONS, Row, Shape
 from rl4lm.errors import DataError
 from rl4lm.randomness import permutation
 from rl4lm.sources import Access, load_rows
-from rl4lm.types import Example
+from rl4lm.types import Example, Message
 
 _AS_THEY_ARE = Shape()
 _WHOLE = Access()
+_READ_AT_ONCE = 4096  # rows
 
 
 @dataclass(frozen=True)
@@ -71,11 +72,29 @@ class PromptData:
         Raises:
             DataError: its prompt is neither text nor a list of chat messages, or cannot be made.
         """
-        row = self.shape.renamed(self._row(int(index)))
+        return self._example(int(index), self._row(int(index)))
+
+    def examples(self, indices: Iterable[int]) -> list[Example]:
+        """Several rows, in the order asked for."""
+        places = [int(index) for index in indices]
+        try:
+            rows = _rows_at(self.rows, places)
+        except UnicodeDecodeError:  # which row it is, is said by the next line
+            rows = [self._row(index) for index in places]
+        return [self._example(index, row) for index, row in zip(places, rows, strict=True)]
+
+    def prompts(self) -> Iterator[str | Sequence[Message]]:
+        """Every prompt in order."""
+        for start in range(0, len(self), _READ_AT_ONCE):
+            some = range(start, min(start + _READ_AT_ONCE, len(self)))
+            yield from (example.prompt for example in self.examples(some))
+
+    def _example(self, index: int, row: Row) -> Example:
+        row = self.shape.renamed(row)
         try:
             prompt = self.shape.prompt(row, self.prompt_column)
         except ValueError as error:
-            place = f"row {self.number(int(index))} of split {self.split!r}"
+            place = f"row {self.number(index)} of split {self.split!r}"
             raise DataError(f"{place}: {error}") from None
         columns = {name: row.get(name) for name in self.columns}
         return Example(prompt_id=f"{self.split}-{index}", prompt=prompt, columns=columns)
@@ -92,10 +111,6 @@ class PromptData:
         """The same split without some rows; the others keep their order."""
         return self.only([index for index in range(len(self)) if index not in places])
 
-    def examples(self, indices: Iterable[int]) -> list[Example]:
-        """Several rows, in the order asked for."""
-        return [self.example(index) for index in indices]
-
 
 def _looked_at(rows: Sequence[Row], index: int, split: str) -> Row:
     try:
@@ -104,6 +119,18 @@ def _looked_at(rows: Sequence[Row], index: int, split: str) -> Row:
         raise DataError(
             f"row {index} of split {split!r} is not UTF-8 text: {error}; save the file as UTF-8"
         ) from error
+
+
+def _rows_at(rows: Sequence[Row], places: list[int]) -> Sequence[Row]:
+    """Several rows; those of a `datasets.Dataset` together, which is thirty times as fast."""
+    if isinstance(rows, _Chosen):
+        return _rows_at(rows.rows, [rows.places[place] for place in places])
+    if getattr(rows, "format", {"type": "a list"})["type"] is not None:
+        return [rows[place] for place in places]
+    columns: Any = rows[places]  # type: ignore[call-overload]
+    return [
+        dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)
+    ]
 
 
 @dataclass(frozen=True)

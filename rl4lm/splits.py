@@ -160,7 +160,7 @@ def hold_out(data: PromptData, share: float, seed: int) -> tuple[PromptData, Pro
     Raises:
         DataError: nothing would be left on one of the sides.
     """
-    hashes = [prompt_hash(data.example(index).prompt, seed) for index in range(len(data))]
+    hashes = [prompt_hash(prompt, seed) for prompt in data.prompts()]
     held = [index for index, value in enumerate(hashes) if value < share]
     rest = [index for index, value in enumerate(hashes) if value >= share]
     if not held or not rest:
@@ -174,10 +174,8 @@ def hold_out(data: PromptData, share: float, seed: int) -> tuple[PromptData, Pro
 
 def overlap(train: PromptData, evaluation: PromptData) -> int:
     """How many rows of the evaluation have a prompt that is trained on."""
-    trained = {prompt_hash(train.example(index).prompt) for index in range(len(train))}
-    return sum(
-        prompt_hash(evaluation.example(index).prompt) in trained for index in range(len(evaluation))
-    )
+    trained = {prompt_hash(prompt) for prompt in train.prompts()}
+    return sum(prompt_hash(prompt) in trained for prompt in evaluation.prompts())
 
 
 def prompt_hash(prompt: str | Sequence[Message], seed: int = 0) -> float:
