@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from rl4lm.builtin import BUILTIN_MODELS, model_settings
 from rl4lm.config import OPTIONS, ReinforceConfig
+from rl4lm.eightbit import check_optimizer
 from rl4lm.errors import ConfigError
 from rl4lm.offpolicy import check_off_policy
 from rl4lm.options import OptionParser, add_config_arguments, config_from
@@ -80,6 +81,7 @@ def run_training(config: ReinforceConfig, as_json: bool = False) -> dict[str, An
         raise ConfigError("where should the run go? name a folder with --output_dir")
     # Again in the trainer; here they answer before torch is even imported.
     check_off_policy(config)
+    check_optimizer(config)
     find_start(config, thorough=False)
     check_prompts(config.dataset_name, config.prompt_column)
     resolve_rewards(config.reward_funcs)

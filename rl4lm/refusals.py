@@ -72,6 +72,14 @@ _RATIO_ONE = (
 _REFUSED_VALUES: Mapping[tuple[str, str], str] = {
     **{("kl_in", word): _K1_IN_LOSS for word in ("k1", "k1_loss", "loss_k1")},
     **{("kl_in", word): _K3_IN_LOSS for word in ("k3", "k3_loss", "loss_k3")},
+    **dict.fromkeys(
+        (("optim", w) for w in ("adamw_bnb_8bit", "adam_8bit", "paged_adamw_8bit")),
+        "bitsandbytes' AdamW is called adamw_8bit here",
+    ),
+    **dict.fromkeys(
+        (("optim", w) for w in ("adamw_torch", "adamw_torch_fused", "adamw_hf")),
+        "AdamW, fused, is called adamw here",
+    ),
     ("loss_type", "bnpo"): "its divisor is the tokens of a micro-batch, so that the gradient would "
     "depend on how memory is shared out; loss_type=dapo is the mean over the tokens of the step",
     ("loss_type", "luspo"): "it is the sum over tokens of a completion: loss_type=reinforce, with "

@@ -6,8 +6,8 @@ is here multiplies, by numbers that are constants of the step:
     L = -(1/N) Σ_i w_i (A_i / s_i) Σ_t log π_{i,t}        (the terms that do not go through the
                                                             reward have w_i too, and not s_i)
 
-s_i is a standard deviation of rewards (`scale_rewards`), w_i a function of lengths (`loss_type`) and
-of what was cut off (`mask_truncated_completions`). Both are computed over the *global* step in
+s_i is a standard deviation of rewards (`scale_rewards`), w_i a function of lengths (`loss_type`)
+and of what was cut off (`mask_truncated_completions`). Both are computed over the *global* step in
 float64, so that neither micro-batches nor processes can change them. All but ``dr_grpo``, which
 divides by a constant, follow another objective than E[r] (`rl4lm verify` says how far off).
 
