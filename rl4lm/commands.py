@@ -13,12 +13,12 @@ from rl4lm.builtin import BUILTIN_MODELS, model_settings
 from rl4lm.columns import shape_of
 from rl4lm.config import OPTIONS, ReinforceConfig
 from rl4lm.datafiles import check_prompts
+from rl4lm.eightbit import check_optimizer
 from rl4lm.errors import ConfigError
 from rl4lm.offpolicy import check_off_policy
 from rl4lm.options import OptionParser, add_config_arguments, config_from
 from rl4lm.resume import find_start
 from rl4lm.reward_lookup import resolve_rewards
-from rl4lm.sources import check_prompts
 from rl4lm.trackers import check_trackers
 from rl4lm.tracking import plain
 
@@ -94,6 +94,7 @@ def run_training(config: ReinforceConfig, as_json: bool = False) -> dict[str, An
     # Again in the trainer; here they answer before torch is even imported.
     check_off_policy(config)
     check_trackers(config.report_to or ())
+    check_optimizer(config)
     find_start(config, thorough=False)
     _check_data(config)
     resolve_rewards(config.reward_funcs)

@@ -94,6 +94,8 @@ class ReinforceConfig(  # the order of the options is that of these, from the la
             value = "true" if str(value).lower() == "true" else None
         if info.field_name in _PAIRED:
             value = as_pairs(value)
+        if info.field_name == "scale_rewards" and str(value).lower() in ("true", "false"):
+            value = "group" if str(value).lower() == "true" else "none"  # as TRL reads them
         return OPTIONS[info.field_name].read(value)
 
     def __post_init__(self) -> None:
@@ -176,6 +178,12 @@ def _conflicts(config: ReinforceConfig) -> Iterator[str]:
         yield (
             f"baseline={config.baseline} needs 2 or more completions in a step, but {steps}; "
             "raise one of them, or set baseline=none"
+        )
+    compared = {"group": config.num_generations, "batch": config.completions_per_step}
+    if compared.get(config.scale_rewards) == 1:
+        yield (
+            f"scale_rewards={config.scale_rewards} divides by the standard deviation of several "
+            f"rewards, but {steps}; raise num_generations, or set scale_rewards=none"
         )
     if config.warmup_steps and config.lr_scheduler_type == "constant":
         yield (

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rl4lm.assembly import Task
-from rl4lm.baselines import BASELINES, NEEDS_FEATURES, BaselineInputs, State, advantages
+from rl4lm.baselines import BASELINES, NEEDS_FEATURES, BaselineInputs, State
 from rl4lm.config import ReinforceConfig
 from rl4lm.data import stream_indices
 from rl4lm.dealing import Deal, Lengths, deal
@@ -19,6 +19,7 @@ from rl4lm.early import EarlyScores
 from rl4lm.errors import ModelError, RewardError, RewardFailedError
 from rl4lm.kl import k1
 from rl4lm.metrics import Stopwatch, pack, unscored_rows
+from rl4lm.objective import shaping_of
 from rl4lm.policy import Policy
 from rl4lm.preparing import inference_mode_of
 from rl4lm.randomness import Stream
@@ -28,6 +29,7 @@ from rl4lm.sampler import Chance, Draw, Sampler
 from rl4lm.sampling import EndRule, Finished
 from rl4lm.scoring import RewardContext, Scorer
 from rl4lm.served import make_sampler
+from rl4lm.shaping import shaped_advantages
 from rl4lm.types import Example, Experience, Rollout, Scores
 from rl4lm.world import World
 
@@ -67,6 +69,7 @@ class Gatherer:
         world.check_divides(config.prompts_per_step, "prompts_per_step")
         self.lengths = Lengths()
         self.baseline = BASELINES[config.resolved_baseline]
+        self.shaping = shaping_of(config)
         self._needs_features = config.resolved_baseline in NEEDS_FEATURES
         if self._needs_features and not policy.module.separate_head:
             raise ModelError(
@@ -204,7 +207,11 @@ class Gatherer:
         baseline, new_state = self.baseline(
             measures[..., 0], self.inputs(prompt_keys, deal, rollout, measures), state
         )  # [P, G]
-        mine = baseline[list(deal.mine)].flatten()  # [B]
+        scales = self.shaping.scales(measures[..., 0], measures[..., 2].bool())
+        weights = self.shaping.weights(measures[..., 3], measures[..., 4].bool())
+        mine, factors, counts = (
+            each[list(deal.mine)].flatten() for each in (baseline, weights / scales, weights)
+        )  # [B]
         experience = Experience(
             examples=examples,
             rollout=rollout,
@@ -212,7 +219,10 @@ class Gatherer:
             scores=scores,
             measures=measures,
             returns=returns,
-            advantages=_advantages(returns, mine, scores.valid.flatten(), rollout.completion_mask),
+            advantages=shaped_advantages(
+                returns, mine, factors, scores.valid.flatten(), rollout.completion_mask
+            ),
+            weights=counts,
             policy_logprobs=policy,
             reference_logprobs=reference,
             num_completions=baseline.numel(),
@@ -311,10 +321,3 @@ class Gatherer:
         with inference_mode_of(self._policy.module):
             mine = self._policy.prompt_features(rollout.prompt_ids, rollout.prompt_mask)
         return deal.in_order(self._world.gather(mine))
-
-
-def _advantages(returns: Tensor, baseline: Tensor, valid: Tensor, mask: Tensor) -> Tensor:
-    """A = return - b: returns [B] or [B, T], baseline [B], valid [B], mask [B, T]."""
-    if returns.dim() == 1:
-        return advantages(returns, baseline, valid)
-    return advantages(returns, baseline[:, None], valid[:, None] & mask)

@@ -44,6 +44,7 @@ from rl4lm.rank_state import experience_from, experience_state, random_states, s
 from rl4lm.reference import make_reference
 from rl4lm.sampling import EndRule
 from rl4lm.scoring import RewardContext
+from rl4lm.shaping import shaped_advantages
 from rl4lm.sharding import dealt_like, whole_on_main
 from rl4lm.types import Experience, Rollout, StepStats, TrainState
 from rl4lm.unanswered import COUNTED
@@ -259,9 +260,19 @@ class Learner:
     ) -> tuple[Tensor, Callable[[], dict[str, float | None]]]:
         """The backward pass, and how noisy the gradient is with the baseline and without it."""
         without = None
-        if self._config.resolved_baseline != "none":
-            applies = e.scores.valid.flatten().view(-1, *[1] * (e.returns.dim() - 1))
-            plain = replace(e, advantages=e.returns.where(applies, 0.0))
+        # Divided by a deviation of their own the two would not be comparable.
+        if self._config.resolved_baseline != "none" and self._config.scale_rewards == "none":
+            nothing = torch.zeros_like(e.weights)
+            plain = replace(
+                e,
+                advantages=shaped_advantages(
+                    e.returns,
+                    nothing,
+                    e.weights,
+                    e.scores.valid.flatten(),
+                    e.rollout.completion_mask,
+                ),
+            )
             without = self.backward.in_halves(plain, self._weights(plain, logprobs))[1]()
         met, noise = self.backward.in_halves(e, self._weights(e, logprobs))
         scale = SCALES[self._config.resolved_baseline](

@@ -143,11 +143,15 @@ def clipped_shares(
 
 
 def kl_squared_loss(
-    logprobs: Tensor, reference: Tensor, mask: Tensor, num_completions: int
+    logprobs: Tensor,
+    reference: Tensor,
+    mask: Tensor,
+    num_completions: int,
+    weights: Tensor | float = 1.0,
 ) -> Tensor:
     """KL(π‖π_ref) for the loss: k2, half the square of the sequence's log-ratio.
 
-        L = (1/N) Σ_i ½ (Σ_t (log π_{i,t} - log π_ref,{i,t}))²
+        L = (1/N) Σ_i w_i ½ (Σ_t (log π_{i,t} - log π_ref,{i,t}))²
 
     On completions from π its expected gradient is exactly ``∇ KL(π(·|q)‖π_ref(·|q))``, because
     ``E[Δ ∇ log π]`` is what the score function of the KL comes to. Its value is not the KL. The
@@ -159,6 +163,7 @@ def kl_squared_loss(
         reference: [B, T], log π_ref of the same tokens; constants.
         mask: bool [B, T], True on every sampled token.
         num_completions: N, the completions of the whole step.
+        weights: w [B], what each completion counts, or one number for all.
 
     Returns:
         The scalar L, in nats squared.
@@ -168,13 +173,19 @@ def kl_squared_loss(
     """
     _check(mask, num_completions, logprobs=logprobs, reference=reference)
     log_ratio = k1(logprobs, reference, mask).sum(dim=1)  # [B]
-    return log_ratio.square().sum() / (2 * num_completions)
+    return (weights * log_ratio.square()).sum() / (2 * num_completions)
 
 
-def grpo_k3_loss(logprobs: Tensor, reference: Tensor, mask: Tensor, num_completions: int) -> Tensor:
+def grpo_k3_loss(
+    logprobs: Tensor,
+    reference: Tensor,
+    mask: Tensor,
+    num_completions: int,
+    weights: Tensor | float = 1.0,
+) -> Tensor:
     """The KL term of GRPO: k3 of each token, differentiated as it stands.
 
-        L = (1/N) Σ_i Σ_t (π_ref/π - 1 - log(π_ref/π))_{i,t}
+        L = (1/N) Σ_i w_i Σ_t (π_ref/π - 1 - log(π_ref/π))_{i,t}
 
     Its value is an unbiased estimate of KL(π‖π_ref); its gradient is **not** that of the KL. In
     expectation it pulls each next-token distribution along ``∇ KL(π_ref‖π)``, and leaves out how
@@ -188,6 +199,7 @@ def grpo_k3_loss(logprobs: Tensor, reference: Tensor, mask: Tensor, num_completi
         reference: [B, T], log π_ref of the same tokens; constants.
         mask: bool [B, T], True on every sampled token.
         num_completions: N, the completions of the whole step.
+        weights: w [B], what each completion counts, or one number for all.
 
     Returns:
         The scalar L, in nats.
@@ -196,13 +208,15 @@ def grpo_k3_loss(logprobs: Tensor, reference: Tensor, mask: Tensor, num_completi
         ValueError: shapes that do not fit, or N < 1.
     """
     _check(mask, num_completions, logprobs=logprobs, reference=reference)
-    return k3(logprobs, reference, mask).sum() / num_completions
+    return (weights * k3(logprobs, reference, mask).sum(dim=1)).sum() / num_completions
 
 
-def entropy_loss(entropies: Tensor, mask: Tensor, num_completions: int) -> Tensor:
+def entropy_loss(
+    entropies: Tensor, mask: Tensor, num_completions: int, weights: Tensor | float = 1.0
+) -> Tensor:
     """The entropies of the next-token distributions, to be raised.
 
-        L = -(1/N) Σ_i Σ_t H_{i,t}
+        L = -(1/N) Σ_i w_i Σ_t H_{i,t}
 
     Alone it is a regulariser and not the gradient of the sequence entropy ``H(π(·|q)) =
     E[Σ_t H_t]``, because it leaves out how the tokens change which prefixes are met. That other
@@ -213,6 +227,7 @@ def entropy_loss(entropies: Tensor, mask: Tensor, num_completions: int) -> Tenso
         entropies: [B, T], H of the distribution that each token was drawn from.
         mask: bool [B, T], True on every sampled token.
         num_completions: N, the completions of the whole step.
+        weights: w [B], what each completion counts, or one number for all.
 
     Returns:
         The scalar L, in nats.
@@ -221,7 +236,7 @@ def entropy_loss(entropies: Tensor, mask: Tensor, num_completions: int) -> Tenso
         ValueError: shapes that do not fit, or N < 1.
     """
     _check(mask, num_completions, entropies=entropies)
-    return -torch.where(mask, entropies, 0.0).sum() / num_completions
+    return -(weights * torch.where(mask, entropies, 0.0).sum(dim=1)).sum() / num_completions
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from rl4lm.losses import (
     kl_squared_loss,
     reinforce_loss,
 )
+from rl4lm.shaping import SPREADS, WEIGHTINGS, Shaping
 from rl4lm.types import Experience
 
 # (experience, log-probs [B, T], entropies [B, T]) -> scalar
@@ -40,6 +41,16 @@ def direct_terms(config: ReinforceConfig) -> list[Term]:
     if config.entropy_coef:
         terms.append(entropy(config.entropy_coef))
     return terms
+
+
+def shaping_of(config: ReinforceConfig) -> Shaping:
+    """What advantages and completions are multiplied by."""
+    return Shaping(
+        spread=SPREADS[config.scale_rewards],
+        weighting=WEIGHTINGS[config.loss_type],
+        mask_truncated=config.mask_truncated_completions,
+        longest=config.max_completion_length,
+    )
 
 
 def total(terms: Sequence[Term], experience: Experience) -> Callable[[Tensor, Tensor], Tensor]:
@@ -74,7 +85,7 @@ def kl_squared(beta: float) -> Term:
     return lambda e, logprobs, entropies: (
         beta
         * kl_squared_loss(
-            logprobs, e.reference_logprobs, e.rollout.completion_mask, e.num_completions
+            logprobs, e.reference_logprobs, e.rollout.completion_mask, e.num_completions, e.weights
         )
     )
 
@@ -83,12 +94,15 @@ def grpo_k3(beta: float) -> Term:
     """β times `grpo_k3_loss`."""
     return lambda e, logprobs, entropies: (
         beta
-        * grpo_k3_loss(logprobs, e.reference_logprobs, e.rollout.completion_mask, e.num_completions)
+        * grpo_k3_loss(
+            logprobs, e.reference_logprobs, e.rollout.completion_mask, e.num_completions, e.weights
+        )
     )
 
 
 def entropy(coefficient: float) -> Term:
     """The coefficient times `entropy_loss`."""
     return lambda e, logprobs, entropies: (
-        coefficient * entropy_loss(entropies, e.rollout.completion_mask, e.num_completions)
+        coefficient
+        * entropy_loss(entropies, e.rollout.completion_mask, e.num_completions, e.weights)
     )

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rl4lm.config import ReinforceConfig
+from rl4lm.eightbit import adamw_8bit
 from rl4lm.sharding import whole
 
 
@@ -16,10 +17,10 @@ def make_optimizer(
     config: ReinforceConfig, parameters: Sequence[nn.Parameter]
 ) -> torch.optim.Optimizer:
     """AdamW (Loshchilov & Hutter, 2019) or plain SGD over the trainable parameters."""
-    if config.optim == "sgd":
-        return torch.optim.SGD(
-            parameters, lr=config.learning_rate, weight_decay=config.weight_decay
-        )
+    return _OPTIMIZERS[config.optim](config, parameters)
+
+
+def _adamw(config: ReinforceConfig, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
     return torch.optim.AdamW(
         parameters,
         lr=config.learning_rate,
@@ -28,6 +29,13 @@ def make_optimizer(
         weight_decay=config.weight_decay,
         fused=True,  # one pass over weights, gradients and moments, and nothing made on the way
     )
+
+
+def _sgd(config: ReinforceConfig, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
+
+
+_OPTIMIZERS = {"adamw": _adamw, "adamw_8bit": adamw_8bit, "sgd": _sgd}
 
 
 def make_scheduler(config: ReinforceConfig, optimizer: torch.optim.Optimizer) -> Any:

@@ -61,6 +61,7 @@ def experience_state(e: Experience) -> dict[str, Any]:
         "measures": e.measures,
         "returns": e.returns,
         "advantages": e.advantages,
+        "weights": e.weights,
         "policy_logprobs": e.policy_logprobs,
         "reference_logprobs": e.reference_logprobs,
         "num_completions": e.num_completions,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from rl4lm.elsewhere import NOTHING, REASONS
 from rl4lm.errors import did_you_mean
 
 _NOT_YET = "it is not in this version"
@@ -20,10 +21,6 @@ _BATCH = (
     "a step is prompts_per_step x num_generations completions; memory is bounded by "
     "max_tokens_per_micro_batch, which does not change the gradient"
 )
-_GRPO = (
-    "the loss here is the REINFORCE estimator itself: log-probabilities are summed over the "
-    "tokens, every completion counts once, and advantages are not rescaled; choose a `baseline`"
-)
 _VLLM = (
     "a server of vLLM or another engine is named by sampler_url; its weights do not follow the "
     "training, so that it comes with epsilon, the range of the importance ratio"
@@ -32,13 +29,12 @@ _DTYPE = "the precision is chosen by `dtype` (auto, float32, bfloat16, pure_bflo
 
 # Well-known options that are not taken here -> the reason, in words that follow "because".
 NOT_OFFERED: Mapping[str, str] = {
+    **REASONS,
     **dict.fromkeys(("top_p", "top_k", "min_p", "repetition_penalty"), _TRUNCATION),
     "generation_kwargs": _TRUNCATION,
     **dict.fromkeys(("lora_dropout", "disable_dropout"), _DROPOUT),
     **dict.fromkeys(("per_device_train_batch_size", "gradient_accumulation_steps"), _BATCH),
     **dict.fromkeys(("per_device_eval_batch_size", "generation_batch_size", "batch_size"), _BATCH),
-    **dict.fromkeys(("scale_rewards", "loss_type", "mask_truncated_completions"), _GRPO),
-    **dict.fromkeys(("importance_sampling_level", "epsilon_high", "delta"), _GRPO),
     **dict.fromkeys(("bf16", "fp16", "tf32", "torch_dtype"), _DTYPE),
     "ref_model": "the reference of the KL is the base model of an adapter, or the model as it "
     "starts; beta is its weight",
@@ -75,10 +71,29 @@ _K3_IN_LOSS = (
     "k3 in the loss does not follow the gradient of the KL; ask for it as kl_in=grpo_k3 if it is "
     "GRPO's objective that you want, or use kl_in=loss"
 )
+_RATIO_ONE = (
+    "further updates on one sampling have the ratio of the completion and its clip here; with "
+    "one update all ratios are 1, and it is loss_type="
+)
 # Values that someone may well ask for, of options that do not take them -> the reason.
 _REFUSED_VALUES: Mapping[tuple[str, str], str] = {
     **{("kl_in", word): _K1_IN_LOSS for word in ("k1", "k1_loss", "loss_k1")},
     **{("kl_in", word): _K3_IN_LOSS for word in ("k3", "k3_loss", "loss_k3")},
+    **dict.fromkeys(
+        (("optim", w) for w in ("adamw_bnb_8bit", "adam_8bit", "paged_adamw_8bit")),
+        "bitsandbytes' AdamW is called adamw_8bit here",
+    ),
+    **dict.fromkeys(
+        (("optim", w) for w in ("adamw_torch", "adamw_torch_fused", "adamw_hf")),
+        "AdamW, fused, is called adamw here",
+    ),
+    ("loss_type", "bnpo"): "its divisor is the tokens of a micro-batch, so that the gradient would "
+    "depend on how memory is shared out; loss_type=dapo is the mean over the tokens of the step",
+    ("loss_type", "luspo"): "it is the sum over tokens of a completion: loss_type=reinforce, with "
+    "the ratio of the whole completion where there is one",
+    ("loss_type", "cispo"): _RATIO_ONE + "dapo",
+    ("loss_type", "vespo"): _RATIO_ONE + "dapo",
+    ("loss_type", "sapo"): _RATIO_ONE + "grpo",
 }
 
 
@@ -89,14 +104,13 @@ def refused_value(name: str, value: object) -> str | None:
 
 # Values that ask for nothing: a configuration written for another toolkit may spell them out.
 _OFF: Mapping[str, tuple[object, ...]] = {
+    **NOTHING,
     **dict.fromkeys(("top_p", "repetition_penalty"), (1, None)),
     **dict.fromkeys(("top_k", "min_p", "lora_dropout"), (0, None)),
     **dict.fromkeys(("push_to_hub", "load_in_4bit", "load_in_8bit", "use_vllm"), (False, None)),
     "generation_kwargs": (None,),
     "disable_dropout": (True,),
     "gradient_accumulation_steps": (1,),
-    "scale_rewards": (False, "none"),
-    "mask_truncated_completions": (False,),
 }
 
 

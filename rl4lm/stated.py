@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rl4lm.baselines import SCALES
 from rl4lm.config import ReinforceConfig
-from rl4lm.enumeration import Rewards, Truth
+from rl4lm.enumeration import END, Rewards, Truth
 
 
 class Stated:
@@ -23,6 +23,7 @@ class Stated:
         self._config = config
         self._truth = truth
         self.returns = self._returns(rewards, token_rewards)  # float64 [P, n, T]
+        self.ended = torch.tensor([ids[-1] == END for ids in truth.completions])  # bool [n]
 
     def _returns(self, rewards: Rewards, token_rewards: bool) -> Tensor:
         """What each token is answerable for: Σ_{k≥t} γ^{k-t} of what is paid at k."""
@@ -59,25 +60,89 @@ class Stated:
         entropic = config.entropy_coef * weight[..., None] * truth.entropy_slopes
         return (slopes + entropic).sum(dim=(0, 1, 2))
 
-    def of_batch(self, p: Tensor, o: Tensor, advantages: Tensor, now: Truth) -> Tensor:
+    @property
+    def is_shaped(self) -> bool:
+        """Whether completions are multiplied by anything but 1."""
+        config = self._config
+        weighed = config.loss_type != "reinforce" or config.mask_truncated_completions
+        return weighed or config.scale_rewards != "none"
+
+    def factors(self, chosen: Tensor, rewards: Tensor) -> tuple[Tensor, Tensor]:
+        """What the advantages of batches are multiplied by, and what direct terms are.
+
+        Args:
+            chosen: int64 [..., P, G], the completions.
+            rewards: float64 [..., P, G], their returns from the start.
+
+        Returns:
+            (w/s, w), float64 [..., P, G] each.
+        """
+        lengths = self._truth.mask.sum(dim=1)[chosen].double()
+        kept = self.ended[chosen].double()
+        if not self._config.mask_truncated_completions:
+            kept = torch.ones_like(kept)
+        tokens = (kept * lengths).sum(dim=(-2, -1), keepdim=True)
+        weight = {
+            "reinforce": kept,
+            "grpo": kept / lengths,
+            "dr_grpo": kept / self._config.max_completion_length,
+            "dapo": kept * lengths.shape[-2] * lengths.shape[-1] / tokens.clamp(min=1),
+        }[self._config.loss_type]
+        if self._config.scale_rewards == "group":
+            return weight / (rewards.std(dim=-1, keepdim=True) + 1e-4), weight
+        if self._config.scale_rewards == "batch":
+            return weight / (rewards.flatten(-2).std(dim=-1)[..., None, None] + 1e-4), weight
+        return weight, weight
+
+    def expected_over(self, chosen: Tensor, probability: Tensor, baseline: Tensor) -> Tensor:
+        """E[-∇L] as the mean over enumerated batches: [D].
+
+        Args:
+            chosen: int64 [K, P, G], the completions of every batch.
+            probability: float64 [K], of the batches.
+            baseline: float64 [K, P, G].
+        """
+        truth, count = self._truth, chosen[0].numel()
+        prompts = range(len(truth.logprobs))
+        start = torch.stack([self.returns[p, chosen[:, p], 0] for p in prompts], dim=1)
+        factors, weights = self.factors(chosen, start)
+        total = torch.zeros_like(truth.slopes[0, 0, 0])
+        for p in prompts:
+            held = torch.nn.functional.one_hot(chosen[:, p], len(truth.completions)).double()
+            scaled, taken, counted = (
+                torch.einsum("k,kg,kgn->n", probability, each[:, p], held)
+                for each in (factors, factors * baseline, weights)
+            )
+            direct = counted[:, None] * self._direct(truth)[p]
+            pull = scaled[:, None] * self.returns[p] - taken[:, None] + direct  # [n, T]
+            entropic = self._config.entropy_coef * counted[:, None]
+            slopes = pull[..., None] * truth.slopes[p]
+            total += (slopes + entropic[..., None] * truth.entropy_slopes[p]).sum(dim=(0, 1))
+        return total / count
+
+    def of_batch(
+        self, p: Tensor, o: Tensor, advantages: Tensor, weights: Tensor, now: Truth
+    ) -> Tensor:
         """-∇L of one batch by linearity: [D].
 
         Args:
             p: int64 [B], the prompt of each completion.
             o: int64 [B], which completion it is.
-            advantages: float64 [B, T].
+            advantages: float64 [B, T], times w/s.
+            weights: w [B].
             now: the policy that is differentiated; the truth is the one that sampled.
         """
         epsilon = self._config.resolved_epsilon
         ratio = (now.logprobs[p, o].sum(-1) - self._truth.logprobs[p, o].sum(-1)).exp()[:, None]
-        weights = advantages * ratio
+        pulls = advantages * ratio
         if epsilon is not None:
             too_high = (advantages > 0) & (ratio > 1 + epsilon)
             too_low = (advantages < 0) & (ratio < 1 - epsilon)
-            weights = weights.masked_fill(too_high | too_low, 0.0)
-        weights = weights + self._direct(now)[p, o]
-        slopes = weights[..., None] * now.slopes[p, o]
-        entropic = self._config.entropy_coef * now.entropy_slopes[p, o]
+            pulls = pulls.masked_fill(too_high | too_low, 0.0)
+        pulls = pulls + weights[:, None] * self._direct(now)[p, o]
+        slopes = pulls[..., None] * now.slopes[p, o]
+        counts = self._config.entropy_coef * weights[:, None, None]
+        entropic = counts * now.entropy_slopes[p, o]
         return (slopes + entropic).sum(dim=(0, 1)) / len(p)
 
     def spread(
@@ -86,13 +151,20 @@ class Stated:
         """Standard deviation of -∇L along a direction [D] over batches, as in `variance`."""
         truth, coefficient = self._truth, self._config.entropy_coef
         slopes, entropic = truth.slopes @ direction, truth.entropy_slopes @ direction  # [P, n, T]
-        pulls = (self.returns + self._direct(truth)) * slopes + coefficient * entropic
-        prompts, group = range(len(pulls)), chosen.shape[-1]
-        one, other = (
-            torch.stack([table.sum(dim=-1)[p][chosen[:, p]] for p in prompts], dim=1)
-            for table in (pulls, slopes)
+        direct = self._direct(truth) * slopes + coefficient * entropic
+        prompts, group = range(len(slopes)), chosen.shape[-1]
+        earned, straight, score, start = (
+            torch.stack([table[p][chosen[:, p]] for p in prompts], dim=1)
+            for table in (
+                (self.returns * slopes).sum(dim=-1),
+                direct.sum(dim=-1),
+                slopes.sum(dim=-1),
+                self.returns[..., 0],
+            )
         )  # [K, P, G]
-        along = (one - baseline * other).sum(dim=(1, 2)) / (len(pulls) * group)  # [K]
+        factors, weights = self.factors(chosen, start)
+        pulls = factors * (earned - baseline * score) + weights * straight
+        along = pulls.sum(dim=(1, 2)) / (len(slopes) * group)  # [K]
         mean = probability @ along
         return float((probability @ (along - mean).square()).sqrt())
 

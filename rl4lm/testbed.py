@@ -160,6 +160,13 @@ class Testbed:
         """The return of each completion of each batch, [K, P, G], of returns [P, n, T]."""
         return torch.stack([returns[p, chosen[:, p], 0] for p in range(len(PROMPTS))], dim=1)
 
+    def _trainers_factors(self, chosen: Tensor, returns: Tensor) -> tuple[Tensor, Tensor]:
+        """The trainer's own w/s and w of the completions of batches, [..., P, G] each."""
+        shaping, lengths = self.learner.gatherer.shaping, self.truth.mask.sum(dim=1)
+        weights = shaping.weights(lengths[chosen], self.stated.ended[chosen])
+        valid = torch.ones_like(returns, dtype=torch.bool)
+        return weights / shaping.scales(returns, valid), weights
+
     def _trainers_returns(self) -> tuple[Tensor, Scores]:
         """The trainer's own returns of all completions, [P, n, T], and the scores."""
         examples = self.trainer.task.train.examples(range(len(PROMPTS)))
@@ -180,20 +187,36 @@ class Testbed:
         """E[-∇L] of a step by the trainer's own code, over all batches: [D]."""
         returns, scores = self._trainers_returns()
         chosen, probability = self._batches()
-        value, _ = self._baseline(
-            "own", self._from_start(chosen, returns), chosen, self.learner.state.baseline_state
-        )
-        # Of each completion: E[Σ b] over the slots that hold it, and E[slots that hold it].
-        subtracted = torch.zeros(self.truth.probability.shape, dtype=torch.float64)
-        for p, g in itertools.product(range(len(PROMPTS)), range(self.config.num_generations)):
-            subtracted[p].index_add_(0, chosen[:, p, g], probability * value[:, p, g])
-        slots = self.config.num_generations * self.truth.probability  # [P, n]
-        weights = slots[..., None] * returns - subtracted[..., None]  # [P, n, T]
+        start = self._from_start(chosen, returns)
+        value, _ = self._baseline("own", start, chosen, self.learner.state.baseline_state)
+        factors, counts = self._trainers_factors(chosen, start)
+        # Of each completion, over the slots that hold it: E[Σ b w/s], E[Σ w/s], E[Σ w].
+        subtracted, scaled, slots = (
+            self._over_slots(each, chosen, probability)
+            for each in (value * factors, factors, counts)
+        )  # [P, n]
+        weights = scaled[..., None] * returns - subtracted[..., None]  # [P, n, T]
         rows = len(self.rollout.completion_ids)
         # `gradient` divides by the rows that it is given, and a step by its completions.
         advantages = (rows / self.config.completions_per_step * weights).flatten(0, 1)
         gradient = self.trainer.gradient(self.rollout, advantages)
         return -_flat(gradient) - self._expected_direct_gradient(scores, slots)
+
+    def _over_slots(self, values: Tensor, chosen: Tensor, probability: Tensor) -> Tensor:
+        """E[Σ over the slots of a batch that hold a completion] of values [K, P, G]: [P, n]."""
+        total = torch.zeros(self.truth.probability.shape, dtype=torch.float64)
+        for p, g in itertools.product(range(len(PROMPTS)), range(self.config.num_generations)):
+            total[p].index_add_(0, chosen[:, p, g], probability * values[:, p, g])
+        return total
+
+    def stated_gradient(self) -> Tensor:
+        """E[-∇L] by the documentation: [D]. By formula, or batch by batch where w/s is drawn."""
+        if not self.stated.is_shaped:
+            return self.stated.expected()
+        chosen, probability = self._batches()
+        start = self._from_start(chosen, self.stated.returns)
+        value, _ = self._baseline("own", start, chosen, self.learner.state.baseline_state)
+        return self.stated.expected_over(chosen, probability, value)
 
     def _expected_direct_gradient(self, scores: Scores, slots: Tensor) -> Tensor:
         """E[∇] of the loss terms that do not go through the reward, by the trainer's code: [D]."""
@@ -208,6 +231,7 @@ class Testbed:
             measures=torch.zeros(0),
             returns=torch.zeros(rows),
             advantages=torch.zeros(rows),
+            weights=torch.ones(rows).double(),
             policy_logprobs=self.rollout.sampling_logprobs,
             reference_logprobs=self.learner.gatherer.reference_logprobs(self.rollout),
             num_completions=self.config.completions_per_step,
@@ -254,14 +278,14 @@ class Testbed:
             state = self.learner.state.baseline_state
             stats = self.learner.step()
             rows = self.trainer.world.gather_lists(stats.completions)
-            advantages, p, o = self._advantages_of(rows, state)
+            batch = self._stated_batch(rows, state)
             found.append(self._moved(start))
-            predicted.append(self.stated.of_batch(p, o, advantages, self.truth))
+            predicted.append(self.stated.of_batch(*batch, self.truth))
             for iteration in range(1, self.config.num_iterations):
                 if k < _WINDOWS and iteration == 1:
                     before, now = self._weights(), self.measure()
                     self.learner.step()
-                    later.append((self._moved(before), self.stated.of_batch(p, o, advantages, now)))
+                    later.append((self._moved(before), self.stated.of_batch(*batch, now)))
                 else:
                     self.learner.step()
             self._put_back(start)
@@ -270,8 +294,8 @@ class Testbed:
     def _weights(self) -> dict[str, Tensor]:
         return {name: p.detach().clone() for name, p in self.parameters.items()}
 
-    def _advantages_of(self, rows: Any, state: State) -> tuple[Tensor, Tensor, Tensor]:
-        """Advantages [B, T] of logged completions from the truth, with their places p, o [B]."""
+    def _stated_batch(self, rows: Any, state: State) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Of logged completions by the truth: places p, o [B], advantages [B, T], weights [B]."""
         p = torch.tensor([PROMPTS.index(row["prompt"]) for row in rows])
         o = torch.tensor([self.completions.index(tuple(row["completion_ids"])) for row in rows])
         group = self.config.num_generations
@@ -279,8 +303,11 @@ class Testbed:
         chosen = o.view(-1, group)[order]
         rewards = self._from_start(chosen[None], self.stated.returns)[0]
         value, _ = self._baseline("own", rewards, chosen, state)
-        back = value[order.argsort()].flatten()
-        return self.stated.returns[p, o] - back[:, None], p, o
+        factors, weights = self.stated.factors(chosen, rewards)
+        back, scaled, counts = (
+            each[order.argsort()].flatten() for each in (value, factors, weights)
+        )
+        return p, o, scaled[:, None] * (self.stated.returns[p, o] - back[:, None]), counts
 
     def _moved(self, before: Mapping[str, Tensor]) -> Tensor:
         """How far the weights went in a step, per unit of learning rate: [D]."""

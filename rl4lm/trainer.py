@@ -22,6 +22,7 @@ from rl4lm.assembly import Task, assemble_policy, assemble_task, end_rule, fit_t
 from rl4lm.checkpoint import save_weights, whole_weights
 from rl4lm.config import ReinforceConfig
 from rl4lm.console import Screen
+from rl4lm.eightbit import check_optimizer, check_replicated
 from rl4lm.errors import (
     EngineError,
     RewardError,
@@ -100,6 +101,8 @@ class ReinforceTrainer:
         check_output(config)
         check_off_policy(config)
         check_trackers(config.report_to or ())
+        check_optimizer(config)
+        check_replicated(config, self.world.sharding is not None)
         check_server(config, config.temperature)
         screen = screen or Screen(logging_steps=config.logging_steps)
         screen.only_if(self.world.is_main)

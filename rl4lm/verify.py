@@ -15,7 +15,6 @@ checked by (1) one call of `trainer.gradient` on all completions with their expe
 
 from __future__ import annotations
 
-import itertools
 import math
 import multiprocessing
 import os
@@ -27,7 +26,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rl4lm.baselines import BASELINES, NEEDS_TWO_GENERATIONS, SCALES
+from rl4lm.baselines import SCALES
+from rl4lm.cases import every_case
 from rl4lm.config import ReinforceConfig
 from rl4lm.enumeration import PROMPTS, all_completions
 from rl4lm.objective import direct_terms
@@ -105,9 +105,10 @@ def verify(config: ReinforceConfig, token_rewards: bool = False, variances: bool
     bench = Testbed(setting, token_rewards)
     batches = bench.run_whole_batches(WHOLE_BATCHES)  # first: it gives baselines a history
     expected = bench.expected_gradient()
-    stated, truth = bench.stated.expected(), bench.true_gradient()
-    scale = SCALES[setting.resolved_baseline](len(PROMPTS), setting.num_generations)
-    why = "; ".join(_reasons(setting, scale))
+    stated, truth = bench.stated_gradient(), bench.true_gradient()
+    shrunk = SCALES[setting.resolved_baseline](len(PROMPTS), setting.num_generations)
+    constant = setting.max_completion_length if setting.loss_type == "dr_grpo" else 1
+    scale, why = shrunk / constant, "; ".join(_reasons(setting, shrunk))
     residual = _relative(expected / scale, truth)
     checks = [
         _at_most("log-probs of every completion", bench.logprob_error(), LIMIT),
@@ -128,35 +129,6 @@ def verify(config: ReinforceConfig, token_rewards: bool = False, variances: bool
         checks=tuple(checks),
         variance=bench.variances() if variances else {},
     )
-
-
-def every_case(config: ReinforceConfig) -> Iterator[tuple[ReinforceConfig, bool]]:
-    """Every baseline and estimator option: (configuration, rewards per token)."""
-    off: dict[str, Any] = {
-        "gamma": 1.0,
-        "beta": 0.0,
-        "entropy_coef": 0.0,
-        "num_iterations": 1,
-        "epsilon": None,
-    }
-    for use_peft, temperature in itertools.product((False, True), (1.0, 0.7)):
-        base = replace(config, **off, use_peft=use_peft, temperature=temperature, baseline="none")
-        for generations, name in itertools.product((1, 2, 3), BASELINES):
-            if generations > 1 or name not in NEEDS_TWO_GENERATIONS:
-                chosen: Any = name
-                yield replace(base, baseline=chosen, num_generations=generations), False
-    for use_peft in (False, True):
-        base = replace(
-            config, **off, use_peft=use_peft, temperature=0.7, baseline="auto", num_generations=2
-        )
-        yield base, True
-        for form in ("reward", "token_reward", "loss", "grpo_k3"):
-            yield replace(base, beta=0.3, kl_in=form), False
-        for place in ("reward", "loss"):
-            yield replace(base, entropy_coef=0.3, entropy_in=place), False
-        yield replace(base, beta=0.3, kl_in="token_reward", entropy_coef=0.2), True
-        yield replace(base, gamma=0.9), True
-        yield replace(base, num_iterations=2), False
 
 
 def verify_all(config: ReinforceConfig, prepare: Callable[[], None]) -> Iterator[Report]:
@@ -236,6 +208,12 @@ def _reasons(config: ReinforceConfig, scale: float) -> Iterator[str]:
         yield "discounted returns-to-go are the gradient of no function of the weights"
     if config.resolved_epsilon is not None:
         yield "from the second update on the completions are clipped; the first is exact"
+    if config.loss_type in ("grpo", "dapo"):
+        yield "a mean over tokens weighs completions by lengths that the policy has drawn"
+    if config.scale_rewards != "none":
+        yield "a standard deviation of the drawn rewards divides what they say"
+    if config.mask_truncated_completions:
+        yield "what the length limit cuts off is left out, whatever it earned"
     if scale != 1 and direct_terms(config):
         yield f"the baseline shrinks the reward's part to {scale:.3g}, and the loss's part not"
 
@@ -253,6 +231,7 @@ def _objective(config: ReinforceConfig, token_rewards: bool) -> str:
 def _shown(config: ReinforceConfig, token_rewards: bool) -> dict[str, Any]:
     names = ["num_generations", "temperature", "use_peft", "gamma", "beta", "kl_in"]
     names += ["entropy_coef", "entropy_in", "num_iterations", "epsilon", "seed"]
+    names += ["loss_type", "scale_rewards", "mask_truncated_completions"]
     return {
         "baseline": config.resolved_baseline,
         **{name: getattr(config, name) for name in names},

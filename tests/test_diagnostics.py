@@ -197,6 +197,7 @@ def experience(tokens: bool = False) -> Experience:
         measures=torch.zeros(P, G, 6, dtype=torch.float64),
         returns=returns,
         advantages=advantages,
+        weights=torch.ones(B).double(),
         policy_logprobs=sampled,
         reference_logprobs=torch.where(mask, sampled + 0.4 * draw(B, T), NAN),
         num_completions=B,

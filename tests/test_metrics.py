@@ -67,6 +67,7 @@ def experience(judged, advantages, examples=EXAMPLES):
         measures=pack(rollout(), judged, judged.rewards.flatten()),
         returns=judged.rewards.flatten(),
         advantages=torch.tensor(advantages, dtype=torch.float64),
+        weights=torch.ones(4).double(),
         policy_logprobs=rollout().sampling_logprobs,
         reference_logprobs=torch.zeros(4, 0),
         num_completions=4,

@@ -24,6 +24,7 @@ from rl4lm import (
     objective,
     policy,
     preparing,
+    shaping,
     testbed,
     world,
 )
@@ -448,6 +449,36 @@ def plant_padding_that_is_seen_in_decoding(patch):
     patch.setattr(attention.PromptStore, "__init__", seen)
 
 
+def plant_a_deviation_of_the_population(patch):
+    """Divided by G where TRL divides by G - 1."""
+
+    def of_population(returns, valid, dims):
+        return returns.std(dim=dims, keepdim=True, correction=0).expand_as(returns)
+
+    patch.setattr(shaping, "_deviation", of_population)
+
+
+def plant_a_token_count_of_each_prompt(patch):
+    """The mean over the tokens of a prompt, in the place of the step's (trl PR#6024, verl#5625)."""
+
+    def of_each(lengths, kept, longest):
+        tokens = torch.where(kept, lengths, 0.0).sum(dim=-1, keepdim=True).clamp(min=1.0)
+        return lengths.shape[-1] / tokens.expand_as(lengths)
+
+    patch.setitem(shaping.WEIGHTINGS, "dapo", of_each)
+
+
+def plant_a_count_of_what_has_ended(patch):
+    """What is masked is taken out of N as well."""
+    weights = shaping.Shaping.weights
+
+    def renormalised(self, lengths, ended):
+        count = ended.double().mean(dim=(-2, -1), keepdim=True)
+        return weights(self, lengths, ended) / count.clamp(min=0.1)
+
+    patch.setattr(shaping.Shaping, "weights", renormalised)
+
+
 PLANTS = [
     (plant_a_shift_by_one, {}),
     (plant_a_mask_that_lets_a_prompt_token_in, {}),
@@ -489,6 +520,9 @@ PLANTS = [
     (plant_dropout, {"fast_path": False}),
     (plant_a_lost_half, {}),
     (plant_a_head_gradient_of_half, {}),
+    (plant_a_deviation_of_the_population, {"scale_rewards": "group"}),
+    (plant_a_token_count_of_each_prompt, {"loss_type": "dapo"}),
+    (plant_a_count_of_what_has_ended, {"mask_truncated_completions": True}),
 ]
 
 
@@ -540,11 +574,15 @@ def test_the_matrix_holds_every_baseline_and_option():
         (c.baseline, c.use_peft, c.temperature, c.num_generations)
         for c, tokens in cases
         if not (tokens or c.beta or c.entropy_coef or c.gamma < 1 or c.num_iterations > 1)
+        and (c.loss_type, c.scale_rewards) == ("reinforce", "none")
     }
     for name in baselines.BASELINES:
         groups = (2, 3) if name in baselines.NEEDS_TWO_GENERATIONS else (1, 2, 3)
         assert {(name, p, t, g) for p in (False, True) for t in (1.0, 0.7) for g in groups} <= plain
     assert {c.kl_in for c, _ in cases if c.beta} == {"reward", "token_reward", "loss", "grpo_k3"}
+    assert {c.loss_type for c, _ in cases} == set(shaping.WEIGHTINGS)
+    assert {c.scale_rewards for c, _ in cases} == set(shaping.SPREADS)
+    assert {c.mask_truncated_completions for c, _ in cases} == {False, True}
 
 
 def test_half_of_the_matrix_is_exact_with_fewer_batches(monkeypatch):
@@ -557,9 +595,9 @@ def test_half_of_the_matrix_is_exact_with_fewer_batches(monkeypatch):
             config = replace(config, fast_path=len(verdicts) % 3 > 0)
             found = verify(config, token_rewards, variances=False)
             verdicts.append((found.verdict, bool(found.why)))
-    assert len(verdicts) == 58
+    assert len(verdicts) == 61
     assert set(verdicts) == {("exact", False), ("another objective", True)}
-    assert verdicts.count(("another objective", True)) == 4
+    assert verdicts.count(("another objective", True)) == 7
 
 
 @pytest.mark.slow

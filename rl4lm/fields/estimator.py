@@ -75,3 +75,22 @@ class EstimatorFields:
         "= 0.2 where num_iterations > 1, else neither ratio nor clip",
         gt=0,
     )
+    loss_type: Literal["reinforce", "dr_grpo", "grpo", "dapo"] = option(
+        "estimator",
+        "reinforce",
+        "what a completion's tokens come to in the loss: reinforce is their sum, dr_grpo the sum "
+        "over max_completion_length; grpo is their mean, dapo the mean over all tokens of the "
+        "step, which are other objectives",
+    )
+    scale_rewards: Literal["none", "group", "batch"] = option(
+        "estimator",
+        "none",
+        "group divides advantages by the standard deviation of the prompt's rewards, batch by that "
+        "of the step's, which are other objectives; none or false = off",
+    )
+    mask_truncated_completions: bool = option(
+        "estimator",
+        False,
+        "completions that the length limit cut off count nothing in the loss, and stay in the "
+        "baseline, which is another objective; false = off",
+    )

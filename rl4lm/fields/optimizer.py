@@ -14,7 +14,11 @@ class OptimizerFields:
     """Steps: their size, their number, their memory."""
 
     learning_rate: float = option("optimizer", 1e-5, "peak learning rate; 0 = weights stay", ge=0)
-    optim: Literal["adamw", "sgd"] = option("optimizer", "adamw", "the optimizer")
+    optim: Literal["adamw", "adamw_8bit", "sgd"] = option(
+        "optimizer",
+        "adamw",
+        "the optimizer; adamw_8bit holds its moments in 8 bits (extra bnb)",
+    )
     adam_beta1: float = option("optimizer", 0.9, "decay of AdamW's first moment", ge=0, lt=1)
     adam_beta2: float = option("optimizer", 0.999, "decay of AdamW's second moment", ge=0, lt=1)
     adam_epsilon: float = option("optimizer", 1e-8, "added to AdamW's denominator", gt=0)

@@ -36,7 +36,7 @@ SMALL: dict[str, Any] = {
 KINDS: dict[str, dict[str, Any]] = {
     "full": {},
     "adapters": {"use_peft": True},
-    "several updates": {"num_iterations": 3},
+    "several updates": {"num_iterations": 3, "loss_type": "dapo", "scale_rewards": "group"},
     "reference and history": {"beta": 0.05, "kl_in": "loss", "baseline": "prompt_value"},
     "history of features": {"baseline": "linear_value", "optim": "sgd"},
 }

@@ -61,6 +61,13 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "clipped": {"max_grad_norm": 0.05},
     "checkpointing": {"activation_checkpointing": True},
     "AdamW": {"optim": "adamw", "learning_rate": 1e-3},
+    "as TRL has it": {
+        "loss_type": "dapo",
+        "scale_rewards": "group",
+        "mask_truncated_completions": True,
+        "beta": 0.1,
+        "kl_in": "grpo_k3",
+    },
     "head and body apart": {"tied": False},
 }
 
