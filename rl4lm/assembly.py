@@ -17,6 +17,8 @@ from rl4lm.adapters import add_adapter, add_lora
 from rl4lm.config import OPTIONS, ReinforceConfig
 from rl4lm.data import PromptData, from_dataset, load_split
 from rl4lm.errors import MissingSplitError, ModelError
+from rl4lm.evaluate import Exam
+from rl4lm.exams import accuracy_of, assemble_exams
 from rl4lm.fitting import check_prompts, check_vocabulary, leave_out_unfit
 from rl4lm.policy import Policy
 from rl4lm.preparing import make_policy
@@ -29,8 +31,6 @@ from rl4lm.served import ServedModel, make_sampler, read_served
 from rl4lm.sharding import shard
 from rl4lm.text import TextCodec
 from rl4lm.world import World
-
-_ANSWER_COLUMN = "answer"  # what the default accuracy function reads
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,7 @@ class Task:
     evaluation: PromptData
     held_out: bool  # False where there is no test split and training prompts are evaluated
     judges: Judges
+    exams: Sequence[Exam]  # what is evaluated on: `evaluation`, and further data sets
     notes: Sequence[str]  # lines about rows that were left out
 
 
@@ -66,10 +67,12 @@ def assemble_task(
     train, evaluation = _splits(config, train_dataset, eval_dataset)
     judges = assemble_judges(config, reward_funcs, [train, evaluation or train])
     train, notes = leave_out_unfit(judges.scorer.rewards, train)
-    if evaluation is None:
-        return Task(train, train, False, judges, notes)
-    evaluation, more = leave_out_unfit(judges.scorer.rewards, evaluation)
-    return Task(train, evaluation, True, judges, [*notes, *more])
+    held_out = train
+    if evaluation is not None:
+        held_out, more = leave_out_unfit(judges.scorer.rewards, evaluation)
+        notes = [*notes, *more]
+    exams, more = assemble_exams(config, judges.scorer, judges.accuracy, held_out)
+    return Task(train, held_out, evaluation is not None, judges, exams, [*notes, *more])
 
 
 def assemble_judges(
@@ -88,17 +91,7 @@ def assemble_judges(
     for split in splits:
         check_columns(rewards, split.columns)
     scorer.start()  # while weights are read
-    return Judges(scorer, _accuracy(config, splits[-1].columns))
-
-
-def _accuracy(config: ReinforceConfig, columns: Sequence[str]) -> NamedReward | None:
-    """The accuracy function; the default one only where the rows have answers."""
-    by_default = config.accuracy_func == OPTIONS["accuracy_func"].default
-    if config.accuracy_func is None or (by_default and _ANSWER_COLUMN not in columns):
-        return None
-    (accuracy,) = resolve_rewards([config.accuracy_func])
-    check_columns([accuracy], columns)
-    return accuracy
+    return Judges(scorer, accuracy_of(config, splits[-1].columns))
 
 
 def _splits(

@@ -183,6 +183,12 @@ def _conflicts(config: ReinforceConfig) -> Iterator[str]:
             f"sampler_model={config.sampler_model} names a model at a server, but there is no "
             "server; set sampler_url too, or leave both out"
         )
+    drawn, ks = config.eval_num_generations, config.eval_pass_at_k
+    if drawn is not None and drawn < max(ks, default=1):
+        yield (
+            f"eval_num_generations={drawn} completions of a prompt say nothing of pass@{max(ks)}; "
+            f"set it to {max(ks)} or more, or lower eval_pass_at_k"
+        )
 
 
 # Name -> description, in the order of the fields.

@@ -27,3 +27,9 @@ class DataFields:
         "tokens; longer prompts are refused and counted, never cut; none = the model's context",
         ge=1,
     )
+    eval_dataset_name: list[str] = option(
+        "data",
+        [],
+        "further data sets to evaluate on, named like dataset_name; their numbers go by "
+        "NAME/metric; empty = none",
+    )

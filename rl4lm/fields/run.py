@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pydantic import PositiveInt
 from pydantic.dataclasses import dataclass
 
 from rl4lm.schema import RULES, option
@@ -66,3 +67,36 @@ class RunFields:
         "run", 50, "steps between tables of sample completions; 0 = never", ge=0
     )
     logging_steps: int = option("run", 10, "steps between lines where the log is a file", ge=1)
+    eval_by: list[str] = option(
+        "run",
+        ["family"],
+        "columns that the numbers of an evaluation are also given by, each value or range a group; "
+        "the default one where the rows have it; empty = none",
+    )
+    eval_pass_at_k: list[PositiveInt] = option(
+        "run",
+        [],
+        "for each k, the share of prompts that k completions drawn at `temperature` solve, besides "
+        "the greedy ones; empty = off",
+    )
+    eval_num_generations: int | None = option(
+        "run",
+        None,
+        "completions of a prompt that pass@k is estimated from; none = the largest k, or off "
+        "without eval_pass_at_k",
+        ge=1,
+        le=65536,
+    )
+    eval_pass_threshold: float = option(
+        "run",
+        1.0,
+        "a completion passes at this score or more: its accuracy, or its reward where the rows "
+        "have no answers",
+    )
+    eval_confidence: float = option(
+        "run",
+        0.95,
+        "how often the intervals of an evaluation are to hold the truth",
+        gt=0.5,
+        lt=1,
+    )
