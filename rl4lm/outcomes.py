@@ -99,8 +99,8 @@ def summarize(
         ``rewards/<name>/mean`` of the greedy completions; for every outcome its mean, with
         ``<outcome>_low``, ``_high`` and ``_stderr``; ``samples/<group>`` and ``<outcome>/<group>``
         with ``_low`` and ``_high`` for each group of a column, ``<outcome>/<column>=<group>`` where
-        there are several columns; of completions by chance ``sampled/ended``, ``sampled/mean_length`` and
-        ``sampled/completions`` (of each prompt); ``confidence``.
+        there are several columns; of completions by chance ``sampled/ended``,
+        ``sampled/mean_length`` and ``sampled/completions`` (of each prompt); ``confidence``.
     """
     greedy = [record for record in records if record["greedy"]]
     drawn = [record for record in records if not record["greedy"]]

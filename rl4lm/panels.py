@@ -39,7 +39,7 @@ def group_tables(metrics: Mapping[str, float]) -> Iterator[Table]:
         groups = groups_of(metrics, prefix)
         if not groups:
             continue
-        table = Table(box=None, padding=(0, 2))
+        table = Table(box=None, padding=(0, 2, 0, 0))
         table.add_column(prefix.rstrip("/"))
         names = measures(metrics, prefix)
         for name in ["prompts", *(name.removeprefix(prefix) for name in names)]:
@@ -64,26 +64,21 @@ def versus(
         first: metrics of what the differences are told of.
         found: outcome -> `rl4lm.paired.Comparison` as plain values; may be empty.
     """
-    table = Table(box=None, padding=(0, 2))
+    table = Table(box=None, padding=(0, 2, 0, 0))
     headers = ["", *names]
     if found:
-        headers += ["difference", _interval_header(first), "p", "better on", "worse on"]
+        headers += ["difference", _interval_header(first), "p", "better", "worse"]
     for header in headers:
-        table.add_column(escape(header), justify="right" if header else "left")
-    for name in _rows(first):
-        cells = [told_value(name, second), told_value(name, first)]
-        table.add_row(escape(name), *cells, *_difference(name, found.get(name)))
+        table.add_column(escape(header), justify="right" if header else "left", overflow="fold")
+    for prefix in data_sets(first):
+        for name in headline(first, prefix):
+            cells = [told_value(name, second), told_value(name, first)]
+            table.add_row(escape(name), *cells, *_difference(name, found.get(name)))
+        main = measures(first, prefix)[0]
+        for group in groups_of(first, prefix):
+            cells = [told_value(f"{main}/{group}", each) for each in (second, first)]
+            table.add_row(escape(f"  {main}, {group}"), *cells)
     return table
-
-
-def _rows(metrics: Mapping[str, float]) -> list[str]:
-    """The metrics of all data sets, with the main one by group."""
-    found = []
-    for prefix in data_sets(metrics):
-        found += headline(metrics, prefix)
-        main = measures(metrics, prefix)[0]
-        found += [f"{main}/{group}" for group in groups_of(metrics, prefix)]
-    return found
 
 
 def _interval_header(metrics: Mapping[str, float]) -> str:
@@ -91,16 +86,17 @@ def _interval_header(metrics: Mapping[str, float]) -> str:
 
 
 def _difference(name: str, found: Mapping[str, Any] | None) -> list[str]:
-    """Difference, interval, p-value, and prompts on which the first is better or worse."""
+    """Difference, interval, p-value; on how many prompts the first is better, and worse."""
     if found is None:
         return []
     p_value = found["p_value"]
+    ends = [_signed(name, found[end]).removesuffix(" %") for end in ("low", "high")]
     return [
         _signed(name, found["difference"]),
-        " to ".join(_signed(name, found[end]).removesuffix(" %") for end in ("low", "high")),
+        "" if "-" in ends else " to ".join(ends),
         f"< {_SURE}" if p_value < _SURE else f"{p_value:.3f}",
-        f"{found['only_first']} prompts",
-        f"{found['only_second']} prompts",
+        str(found["only_first"]),
+        str(found["only_second"]),
     ]
 
 
