@@ -145,7 +145,7 @@ def _examined(
     records = in_order(world.gather_lists(mine))
     values = outcomes(records, len(examples), what.pass_at_k, what.pass_threshold)
     columns = {
-        name: [example.columns[name] for example in examples]
+        ("" if len(what.by) == 1 else f"{name}="): [example.columns[name] for example in examples]
         for name in what.by
         if name in exam.data.columns
     }

@@ -90,7 +90,7 @@ def summarize(
     Args:
         records: of all completions.
         values: their `outcomes`.
-        columns: column -> its value for each prompt; the numbers are given by it.
+        columns: what the names of a column's groups begin with -> its value for each prompt.
         confidence: of the intervals.
         seed: of their resamples.
 
@@ -98,9 +98,9 @@ def summarize(
         ``samples`` (prompts), ``ended`` (share), ``mean_length`` (tokens) and
         ``rewards/<name>/mean`` of the greedy completions; for every outcome its mean, with
         ``<outcome>_low``, ``_high`` and ``_stderr``; ``samples/<group>`` and ``<outcome>/<group>``
-        with ``_low`` and ``_high`` for each group of a column, ``<outcome>/<column>=<group>`` where
-        there are several columns; of completions by chance ``sampled/ended``,
-        ``sampled/mean_length`` and ``sampled/completions`` (of each prompt); ``confidence``.
+        with ``_low`` and ``_high`` for each group of a column; of completions by chance
+        ``sampled/ended``, ``sampled/mean_length`` and ``sampled/completions`` (of each prompt);
+        ``confidence``.
     """
     greedy = [record for record in records if record["greedy"]]
     drawn = [record for record in records if not record["greedy"]]
@@ -131,8 +131,8 @@ def summarize(
 def _grouped(columns: Mapping[str, Sequence[Any]]) -> dict[str, list[int]]:
     """The places of the prompts of each group, under its name."""
     return {
-        (label if len(columns) == 1 else f"{column}={label}"): places
-        for column, values in columns.items()
+        prefix + label: places
+        for prefix, values in columns.items()
         for label, places in groups(values).items()
     }
 
