@@ -14,8 +14,10 @@ from torch import nn
 
 from rl4lm import loading
 from rl4lm.adapters import add_adapter, add_lora
-from rl4lm.config import OPTIONS, ReinforceConfig
+from rl4lm.config import ReinforceConfig
 from rl4lm.data import PromptData
+from rl4lm.evaluate import Exam
+from rl4lm.exams import accuracy_of, assemble_exams
 from rl4lm.fitting import check_prompts, check_vocabulary, leave_out_long, leave_out_unfit
 from rl4lm.opening import open_parts
 from rl4lm.policy import Policy
@@ -30,8 +32,6 @@ from rl4lm.sharding import shard
 from rl4lm.splits import training_splits
 from rl4lm.text import TextCodec
 from rl4lm.world import World
-
-_ANSWER_COLUMN = "answer"  # what the default accuracy function reads
 
 
 @dataclass(frozen=True)
@@ -50,14 +50,15 @@ class Task:
     evaluation: PromptData
     held_out: bool  # False where there is no test split and training prompts are evaluated
     judges: Judges
+    exams: Sequence[Exam]  # what is evaluated on: `evaluation`, and further data sets
     notes: Sequence[str]  # lines about what was read, and about rows that were left out
     warnings: Sequence[str] = ()
     dropped: int = 0  # prompts that were too long
 
     @property
     def splits(self) -> list[PromptData]:
-        """The prompts of training, and those of evaluation."""
-        return [self.train, self.evaluation]
+        """The prompts of training, and those of every evaluation."""
+        return [self.train, *(exam.data for exam in self.exams)]
 
 
 def assemble_task(
@@ -76,11 +77,13 @@ def assemble_task(
         config, reward_funcs, [splits.train, splits.evaluation or splits.train]
     )
     train, unfit = leave_out_unfit(judges.scorer.rewards, splits.train)
-    notes = [*splits.notes, *unfit]
-    if splits.evaluation is None:
-        return Task(train, train, False, judges, notes, splits.warnings)
-    evaluation, more = leave_out_unfit(judges.scorer.rewards, splits.evaluation)
-    return Task(train, evaluation, True, judges, [*notes, *more], splits.warnings)
+    notes, held_out = [*splits.notes, *unfit], train
+    if splits.evaluation is not None:
+        held_out, more = leave_out_unfit(judges.scorer.rewards, splits.evaluation)
+        notes += more
+    exams, more = assemble_exams(config, judges.scorer, judges.accuracy, held_out)
+    has_own = splits.evaluation is not None
+    return Task(train, held_out, has_own, judges, exams, [*notes, *more], splits.warnings)
 
 
 def fit_task(
@@ -95,12 +98,21 @@ def fit_task(
         return task
     opened = open_parts(config, model, tokenizer)
     train, notes = leave_out_long(config, opened.codec, opened.context, task.train)
-    dropped, evaluation = len(task.train) - len(train), train
-    if task.held_out:
-        evaluation, more = leave_out_long(config, opened.codec, opened.context, task.evaluation)
-        dropped, notes = dropped + len(task.evaluation) - len(evaluation), [*notes, *more]
-    notes = [*task.notes, *notes]
-    return replace(task, train=train, evaluation=evaluation, notes=notes, dropped=dropped)
+    dropped, exams = len(task.train) - len(train), []
+    for exam in task.exams:
+        data = train
+        if exam.data is not task.train:
+            data, more = leave_out_long(config, opened.codec, opened.context, exam.data)
+            dropped, notes = dropped + len(exam.data) - len(data), [*notes, *more]
+        exams.append(replace(exam, data=data))
+    return replace(
+        task,
+        train=train,
+        evaluation=exams[0].data,
+        exams=exams,
+        notes=[*task.notes, *notes],
+        dropped=dropped,
+    )
 
 
 def assemble_judges(
@@ -119,17 +131,7 @@ def assemble_judges(
     for split in splits:
         check_columns(rewards, split.columns)
     scorer.start()  # while weights are read
-    return Judges(scorer, _accuracy(config, splits[-1].columns))
-
-
-def _accuracy(config: ReinforceConfig, columns: Sequence[str]) -> NamedReward | None:
-    """The accuracy function; the default one only where the rows have answers."""
-    by_default = config.accuracy_func == OPTIONS["accuracy_func"].default
-    if config.accuracy_func is None or (by_default and _ANSWER_COLUMN not in columns):
-        return None
-    (accuracy,) = resolve_rewards([config.accuracy_func])
-    check_columns([accuracy], columns)
-    return accuracy
+    return Judges(scorer, accuracy_of(config, splits[-1].columns))
 
 
 def end_rule(config: ReinforceConfig, policy: Policy | ServedModel) -> EndRule:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from types import FrameType
 
-from rl4lm import commands, inspecting, peers
+from rl4lm import commands, evaluating, inspecting, peers
 from rl4lm.errors import (
     ConfigError,
     DataError,
@@ -42,7 +42,7 @@ _COUNTED_IN_S = 1.0  # the launcher takes who ended in an earlier second for the
 
 _VERBS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
     "train": (commands.train, "fine-tune a model; with no model named, the built-in one"),
-    "eval": (commands.evaluate, "greedy accuracy and reward of a model on held-out prompts"),
+    "eval": (evaluating.evaluate, "how good a model is on held-out prompts, or two compared"),
     "sample": (commands.sample, "look at completions of a model"),
     "verify": (inspecting.verify, "compare the gradient with the exact one, by enumeration"),
     "replay": (inspecting.replay, "do a logged step again, and compare loss and gradient norm"),

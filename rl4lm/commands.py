@@ -26,38 +26,10 @@ if TYPE_CHECKING:
     from rl4lm.policy import Policy
     from rl4lm.types import Rollout
 
-_MODEL = ("model_name_or_path", "dtype", "trust_remote_code", "attn_implementation")
-_ENDS = ("max_completion_length", "stop_strings", "stop_token_ids")
-_CHAT = ("as_chat", "system_prompt", "chat_template_kwargs")
-_EVAL = (
-    *_MODEL,
-    "dataset_name",
-    "dataset_train_split",
-    "dataset_test_split",
-    "dataset_config",
-    "dataset_streaming",
-    "max_train_samples",
-    "held_out_share",
-    "prompt_column",
-    "rename",
-    "prompt_template",
-    *_CHAT,
-    "max_prompt_length",
-    "long_prompts",
-    "reward_funcs",
-    "reward_weights",
-    "reward_timeout_s",
-    "on_reward_error",
-    "accuracy_func",
-    *_ENDS,
-    "sampler_url",
-    "sampler_model",
-    "sampler_timeout_s",
-    "eval_samples",
-    "seed",
-    "torch_threads",
-)
-_SAMPLE = (*_MODEL, *_CHAT, *_ENDS, "num_generations", "temperature", "seed", "torch_threads")
+MODEL = ("model_name_or_path", "dtype", "trust_remote_code", "attn_implementation")
+ENDS = ("max_completion_length", "stop_strings", "stop_token_ids")
+CHAT = ("as_chat", "system_prompt", "chat_template_kwargs")
+_SAMPLE = (*MODEL, *CHAT, *ENDS, "num_generations", "temperature", "seed", "torch_threads")
 
 
 def settings_for(given: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -96,7 +68,7 @@ def run_training(config: ReinforceConfig, as_json: bool = False) -> dict[str, An
     check_trackers(config.report_to or ())
     check_optimizer(config)
     find_start(config, thorough=False)
-    _check_data(config)
+    check_data(config)
     resolve_rewards(config.reward_funcs)
     from rl4lm.console import Screen
     from rl4lm.trainer import ReinforceTrainer
@@ -111,72 +83,10 @@ def run_training(config: ReinforceConfig, as_json: bool = False) -> dict[str, An
     return summary
 
 
-def _check_data(config: ReinforceConfig) -> None:
+def check_data(config: ReinforceConfig) -> None:
     """Refuse files that are not there or lack a column, before torch is imported."""
     name, configuration = config.dataset_name, config.dataset_config
     check_prompts(name, config.prompt_column, shape_of(config), configuration)
-
-
-def evaluate(argv: Sequence[str]) -> None:
-    """``rl4lm eval``: greedy accuracy and reward of a model."""
-    parser = OptionParser(
-        prog="rl4lm eval", description="Greedy accuracy and reward of a model on prompts."
-    )
-    add_config_arguments(parser, _EVAL, brought=settings_for(default_values()))
-    parser.add_argument("--json", action="store_true", help="print the metrics as JSON")
-    namespace = parser.parse_args(argv)
-    config = config_from(namespace, base_for=_only(_EVAL))
-    if not config.eval_samples:
-        raise ConfigError("eval_samples=0 leaves nothing to evaluate; give 1 or more")
-    _check_data(config)
-    from rl4lm.assembly import assemble_evaluated, assemble_judges, end_rule
-    from rl4lm.console import Screen
-    from rl4lm.evaluate import evaluate_completions
-    from rl4lm.fitting import leave_out_unfit
-    from rl4lm.opening import fit_evaluated
-    from rl4lm.scoring import RewardContext
-    from rl4lm.served import check_server
-    from rl4lm.splits import evaluated_split
-    from rl4lm.world import World
-
-    quiet_libraries()
-    check_server(config, temperature=None)
-    data = evaluated_split(config)
-    judges = assemble_judges(config, None, [data])
-    data, notes = leave_out_unfit(judges.scorer.rewards, data)
-    data, long = fit_evaluated(config, data)
-    world = World()
-    world.use_threads(config.torch_threads)
-    model, sampler = assemble_evaluated(config, [data], world)
-    with model.shards.gathered():  # once: the processes may differ in batches
-        metrics = evaluate_completions(
-            sampler,
-            model.codec,
-            data,
-            judges.scorer,
-            judges.accuracy,
-            samples=config.eval_samples,
-            max_completion_length=config.max_completion_length,
-            ends=end_rule(config, model),
-            context=RewardContext(0, 0, config.seed),
-            world=world,
-        )
-    if not world.is_main:
-        return
-    screen = Screen(stderr=namespace.json)
-    for note in [*notes, *long]:
-        screen.note(note)
-    if namespace.json:
-        print_json(metrics)
-    else:
-        screen.metrics(f"{_evaluated(config)} on {config.dataset_name}, {data.split}", metrics)
-
-
-def _evaluated(config: ReinforceConfig) -> str:
-    """The model that an evaluation is of, and where it is."""
-    if config.sampler_url is None:
-        return config.model_name_or_path
-    return f"{config.sampler_model or config.model_name_or_path} at {config.sampler_url}"
 
 
 def sample(argv: Sequence[str]) -> None:
@@ -196,7 +106,7 @@ def sample(argv: Sequence[str]) -> None:
             f"top_k={namespace.top_k} must be 0 or more, and top_p={namespace.top_p} above 0 and "
             "at most 1"
         )
-    config = config_from(namespace, base_for=_only(_SAMPLE))
+    config = config_from(namespace, base_for=only(_SAMPLE))
     quiet_libraries()
     rows = list(_samples(config, namespace))
     for row in rows:
@@ -263,7 +173,7 @@ def default_values() -> dict[str, Any]:
     return {name: option.default for name, option in OPTIONS.items()}
 
 
-def _only(names: Sequence[str]) -> Callable[[Mapping[str, Any]], Mapping[str, Any]]:
+def only(names: Sequence[str]) -> Callable[[Mapping[str, Any]], Mapping[str, Any]]:
     """`settings_for`, but only the settings that a verb takes."""
     return lambda given: {k: v for k, v in settings_for(given).items() if k in names}
 

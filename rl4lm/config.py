@@ -163,6 +163,13 @@ class ReinforceConfig(  # the order of the options is that of these, from the la
 
 def _conflicts(config: ReinforceConfig) -> Iterator[str]:
     """Each combination of options that cannot be meant: what was given, expected, and to do."""
+    yield from _step_conflicts(config)
+    yield from data_conflicts(config)
+    yield from _server_conflicts(config)
+    yield from _run_conflicts(config)
+
+
+def _step_conflicts(config: ReinforceConfig) -> Iterator[str]:
     steps = f"prompts_per_step={config.prompts_per_step}, num_generations={config.num_generations}"
     if config.completions_per_step > _MOST_COMPLETIONS:
         yield (
@@ -195,19 +202,29 @@ def _conflicts(config: ReinforceConfig) -> Iterator[str]:
             f"reward_funcs names a reward twice: {' '.join(config.reward_funcs)}; name each once "
             "and set its share by reward_weights"
         )
-    if config.report_to and config.output_dir is None:
-        yield (
-            f"report_to={' '.join(config.report_to)} follows a run that is written down, but there "
-            "is no output_dir; name a folder"
-        )
 
-    yield from data_conflicts(config)
+
+def _server_conflicts(config: ReinforceConfig) -> Iterator[str]:
     if config.sampler_url is not None and (why := unusable_address(config.sampler_url)):
         yield f"sampler_url={without_password(config.sampler_url)} {why}"
     if config.sampler_model is not None and config.sampler_url is None:
         yield (
             f"sampler_model={config.sampler_model} names a model at a server, but there is no "
             "server; set sampler_url too, or leave both out"
+        )
+
+
+def _run_conflicts(config: ReinforceConfig) -> Iterator[str]:
+    if config.report_to and config.output_dir is None:
+        yield (
+            f"report_to={' '.join(config.report_to)} follows a run that is written down, but there "
+            "is no output_dir; name a folder"
+        )
+    drawn, ks = config.eval_num_generations, config.eval_pass_at_k
+    if drawn is not None and drawn < max(ks, default=1):
+        yield (
+            f"eval_num_generations={drawn} completions of a prompt say nothing of pass@{max(ks)}; "
+            f"set it to {max(ks)} or more, or lower eval_pass_at_k"
         )
 
 

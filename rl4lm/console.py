@@ -17,12 +17,11 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from rl4lm.panels import evaluation_table, group_tables, versus
 from rl4lm.rules.findings import Finding
 from rl4lm.wording import (
     clock,
     describe_evaluation,
-    evaluation_value,
-    headline,
     one_line,
     options_line,
     step_numbers,
@@ -178,30 +177,35 @@ class Screen:
         self.note(f"{title}: {describe_evaluation(metrics)}")
 
     def before_after(
-        self, before: Mapping[str, float], after: Mapping[str, float], footer: str
+        self,
+        before: Mapping[str, float],
+        after: Mapping[str, float],
+        change: Mapping[str, Mapping[str, Any]],
+        footer: str,
     ) -> None:
         """The result of a run: a row per metric that a person would ask for."""
-        if not before or not after:
-            self.note(footer)
-            return
-        table = Table(box=None, padding=(0, 2))
-        for header in ("", "before", "after"):
-            table.add_column(header, justify="left" if not header else "right")
-        for name in headline(after):
-            table.add_row(
-                name, evaluation_value(name, before.get(name)), evaluation_value(name, after[name])
-            )
-        self._console.print()
-        self._console.print(table)
+        if before and after:
+            self._console.print()
+            self._console.print(versus(("before", "after"), before, after, change))
         self.note(footer)
 
-    def metrics(self, title: str, metrics: Mapping[str, float]) -> None:
-        """An evaluation as a table."""
-        table = Table(title=escape(title), title_justify="left", box=None, show_header=False)
-        for name in headline(metrics):
-            table.add_row(name, evaluation_value(name, metrics[name]))
-        self._console.print(table)
-        self.note(f"  {metrics['samples']:.0f} prompts, greedy")
+    def metrics(self, title: str, metrics: Mapping[str, float], drawn: str) -> None:
+        """An evaluation as a table; `drawn` says how its completions came about."""
+        self._console.print(evaluation_table(title, metrics))
+        for table in group_tables(metrics):
+            self._console.print(table)
+        self.note(f"  {metrics['samples']:.0f} prompts, {drawn}")
+
+    def comparison(
+        self,
+        names: tuple[str, str],
+        second: Mapping[str, float],
+        first: Mapping[str, float],
+        found: Mapping[str, Mapping[str, Any]],
+    ) -> None:
+        """Two models on the same prompts; the differences are those of the latter."""
+        self._console.print()
+        self._console.print(versus(names, second, first, found))
 
     def samples(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Completions with their log-probability."""

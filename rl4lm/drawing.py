@@ -47,6 +47,7 @@ class InverseCdf:
         places: Sequence[int],
         num_generations: int,
         temperature: float,
+        first_sample: int = 0,
         restrict: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         """Set what the numbers depend on.
@@ -56,13 +57,16 @@ class InverseCdf:
             stream: training and evaluation never share numbers.
             step: optimizer step.
             places: where each of this process's prompts stands in the step's global list.
-            num_generations: G; completion `row` is sample ``row % G`` of prompt ``row // G``.
+            num_generations: G; completion `row` is sample ``first_sample + row % G`` of prompt
+                ``row // G``.
             temperature: > 0.
+            first_sample: index of the first sample of each prompt.
             restrict: logits to logits, for top-k and the like; never used in training.
         """
         self._key = (seed, stream, step)
         self._places = np.asarray(places, dtype=np.uint64)
         self._num_generations = num_generations
+        self._first_sample = first_sample
         self._temperature = temperature
         self._restrict = restrict
         self._block_start = -1
@@ -82,7 +86,7 @@ class InverseCdf:
         if token == start or start != self._block_start:
             wanted = rows.cpu().numpy()
             prompts = self._places[wanted // self._num_generations]
-            samples = wanted % self._num_generations
+            samples = self._first_sample + wanted % self._num_generations
             seed, stream, step = self._key
             drawn = uniforms(
                 seed,

@@ -134,8 +134,8 @@ def _bodies(client: EngineClient, draw: Draw, stop_strings: Sequence[str]) -> It
             "n": draw.num_generations,
             "max_tokens": draw.max_completion_length,
             "temperature": 0.0 if draw.chance is None else draw.chance.temperature,
-            "top_p": 1.0,
-            "top_k": -1,
+            "top_p": 1.0 if draw.chance is None else draw.chance.top_p,
+            "top_k": (draw.chance.top_k or -1) if draw.chance else -1,
             "min_p": 0.0,
             "repetition_penalty": 1.0,
             "presence_penalty": 0.0,
@@ -156,7 +156,7 @@ def _bodies(client: EngineClient, draw: Draw, stop_strings: Sequence[str]) -> It
 def _seed(chance: Chance, prompt: int) -> int:
     """A seed for the completions of a prompt: a function of what `InverseCdf` depends on too."""
     where = np.array([chance.places[prompt]], dtype=np.uint64)
-    sample = np.zeros(1, dtype=np.uint64)
+    sample = np.array([chance.first_sample], dtype=np.uint64)
     number = uniforms(chance.seed, chance.stream, chance.step, where, sample, 0, 1)
     return int(number[0, 0] * 2**_SEED_BITS)
 

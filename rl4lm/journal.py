@@ -13,6 +13,7 @@ from rl4lm.config import OPTIONS, ReinforceConfig
 from rl4lm.console import Screen
 from rl4lm.diagnostics import gap_is_suspicious
 from rl4lm.errors import OutputError
+from rl4lm.evaluate import Evaluated
 from rl4lm.policy import Policy
 from rl4lm.preparing import describe
 from rl4lm.provenance import layout
@@ -145,13 +146,14 @@ class Journal:
                 if finding.name not in _SAID_AT_ONCE:
                     self.screen.finding(stats.step, finding)
 
-    def evaluation(self, step: int, when: str, metrics: Mapping[str, float]) -> None:
+    def evaluation(self, step: int, when: str, found: Evaluated) -> None:
         """Log and show an evaluation."""
         if self.directory is not None:  # before counting: it may cut back what was logged
-            self.directory.log_eval({"step": step, **metrics})
+            self.directory.log_eval({"step": step, **found.metrics})
+            self.directory.log_evaluated(step, found.rows)
         self.evaluations += 1
-        self._trackers.log(step, metrics, prefix="eval/")
-        self.screen.evaluation(when, metrics)
+        self._trackers.log(step, found.metrics, prefix="eval/")
+        self.screen.evaluation(when, found.metrics)
 
     def close(self) -> None:
         """End what follows the run."""

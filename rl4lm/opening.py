@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
 
 from rl4lm import loading
 from rl4lm.config import ReinforceConfig
-from rl4lm.data import PromptData
 from rl4lm.errors import ModelError
+from rl4lm.evaluate import Exam
 from rl4lm.fitting import leave_out_long
 from rl4lm.text import TextCodec
 
@@ -51,16 +52,21 @@ def open_parts(config: ReinforceConfig, model: str | nn.Module | None, tokenizer
     return Opened(codec, source.context_length, source)
 
 
-def fit_evaluated(config: ReinforceConfig, data: PromptData) -> tuple[PromptData, list[str]]:
-    """A split that is only evaluated, without the prompts that are too long for the options' model.
+def fit_evaluated(config: ReinforceConfig, exams: Sequence[Exam]) -> tuple[list[Exam], list[str]]:
+    """What is only evaluated, without the prompts that are too long for the options' model.
 
     Returns:
-        The split, and lines about what was left out; as it was where `long_prompts` refuses.
+        The data sets, and lines about what was left out; as they were where `long_prompts` refuses.
 
     Raises:
         DataError, ModelError: no prompt is left, or no tokenizer can be read.
     """
     if config.long_prompts == "refuse":
-        return data, []
+        return list(exams), []
     opened = open_parts(config, None, None)
-    return leave_out_long(config, opened.codec, opened.context, data)
+    fitted, notes = [], []
+    for exam in exams:
+        data, more = leave_out_long(config, opened.codec, opened.context, exam.data)
+        fitted.append(replace(exam, data=data))
+        notes += more
+    return fitted, notes

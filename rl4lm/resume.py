@@ -25,6 +25,8 @@ _FREE = frozenset(
     {"output_dir", "overwrite_output_dir", "resume_from_checkpoint", "resume_anyway"}
     | {"save_steps", "save_total_limit", "eval_steps", "eval_samples", "max_time"}
     | {"logging_steps", "sample_table_steps", "reward_timeout_s", "on_reward_error"}
+    | {"eval_by", "eval_pass_at_k", "eval_num_generations", "eval_pass_threshold"}
+    | {"eval_confidence", "eval_dataset_name", "eval_metrics"}
     | {"trust_remote_code", "accuracy_func", "sampler_timeout_s", "ddp_timeout"}
 )
 

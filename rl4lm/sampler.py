@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from rl4lm.drawing import Choose, InverseCdf, greedy
+from rl4lm.drawing import Choose, InverseCdf, greedy, keep_most_likely
 from rl4lm.policy import Policy
 from rl4lm.preparing import sampling_mode
 from rl4lm.randomness import Stream
@@ -28,6 +28,9 @@ class Chance:
     step: int
     places: Sequence[int]  # of each prompt in the step's global list, P of them
     temperature: float  # > 0, divides the logits
+    first_sample: int = 0  # index of the first completion of each prompt
+    top_p: float = 1.0  # nucleus kept; 1 = all, and so always in training
+    top_k: int = 0  # most likely tokens kept; 0 = all, and so always in training
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,7 @@ def _rule(draw: Draw) -> Choose:
         raise ValueError(
             f"places {list(chance.places)} must be one for each of the {len(draw.prompts)} prompts"
         )
+    restricted = chance.top_k or chance.top_p < 1
     return InverseCdf(
         seed=chance.seed,
         stream=chance.stream,
@@ -96,4 +100,6 @@ def _rule(draw: Draw) -> Choose:
         places=chance.places,
         num_generations=draw.num_generations,
         temperature=chance.temperature,
+        first_sample=chance.first_sample,
+        restrict=keep_most_likely(chance.top_k, chance.top_p) if restricted else None,
     )

@@ -4,6 +4,7 @@
     metrics.jsonl                  one line per optimizer step
     completions/step-NNNNNN.jsonl  the completions of a step
     eval.jsonl                     one line per evaluation
+    evaluations/step-NNNNNN.jsonl  the completions of the evaluation after a step
     summary.json                   before, after, and what the run cost
     checkpoint-NNNNNN/             weights and the state of training after some steps
     unscored/step-NNNNNN.jsonl     completions of a step whose reward failed, ready to be scored
@@ -34,7 +35,8 @@ from rl4lm.errors import OutputError, SaveError
 
 _FILES = ("config.yaml", "metrics.jsonl", "eval.jsonl", "summary.json")
 REPORT = "report.html"
-_FOLDERS = ("completions", "unscored", "model*", "checkpoint-[0-9]*")
+_FOLDERS = ("completions", "evaluations", "unscored", "model*", "checkpoint-[0-9]*")
+_PAGES = ("completions", "evaluations", "unscored")
 _LOGS = ("metrics.jsonl", "eval.jsonl")
 _CHECKPOINT = re.compile(r"checkpoint-(\d{6,})")
 _PAGE = re.compile(r"step-(\d{6,})(-process-\d+)?\.jsonl")
@@ -74,6 +76,13 @@ class RunDirectory:
     def log_eval(self, metrics: Mapping[str, Any]) -> None:
         """Append an evaluation."""
         self._append(self.path / "eval.jsonl", [metrics])
+
+    def log_evaluated(self, step: int, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Write the completions of an evaluation; of two after one step, the weights are equal."""
+        path = self.path / "evaluations" / f"step-{step:06d}.jsonl"
+        self._logs.pop(path, None)
+        path.unlink(missing_ok=True)
+        self._append(path, rows)
 
     def log_completions(self, step: int, rows: Iterable[Mapping[str, Any]]) -> None:
         """Write the completions of a step."""
@@ -194,6 +203,7 @@ def prepare_run_directory(path: Path, trouble: Callable[[str], None]) -> RunDire
             if folder.is_dir():
                 shutil.rmtree(folder)
         (path / "completions").mkdir(parents=True)
+        (path / "evaluations").mkdir()
     except OSError as error:
         raise OutputError(f"output_dir {str(path)!r} cannot be written: {error}") from error
     return RunDirectory(path, trouble)
@@ -215,7 +225,7 @@ def reopen_run_directory(
     try:
         _keep_lines(path / "metrics.jsonl", lambda place, row: row["step"] <= step)
         _keep_lines(path / "eval.jsonl", lambda place, row: place < evaluations)
-        for page in [*path.glob("completions/*.jsonl"), *path.glob("unscored/*.jsonl")]:
+        for page in [page for name in _PAGES for page in path.glob(f"{name}/*.jsonl")]:
             number = _PAGE.fullmatch(page.name)
             if number and int(number[1]) > step:
                 page.unlink()
@@ -226,7 +236,8 @@ def reopen_run_directory(
             named = _CHECKPOINT.fullmatch(saved.name)
             if named and int(named[1]) > step:
                 durable.set_aside(saved)
-        (path / "completions").mkdir(exist_ok=True)
+        for name in ("completions", "evaluations"):
+            (path / name).mkdir(exist_ok=True)
     except OSError as error:
         raise OutputError(f"output_dir {str(path)!r} cannot be written: {error}") from error
     return RunDirectory(path, trouble)

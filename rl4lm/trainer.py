@@ -31,7 +31,9 @@ from rl4lm.errors import (
     Stopped,
     TrainingError,
 )
-from rl4lm.evaluate import evaluate
+from rl4lm.evaluate import Evaluated
+from rl4lm.examining import Examiner
+from rl4lm.exams import evaluation_of
 from rl4lm.journal import Journal
 from rl4lm.learner import NON_FINITE_LIMIT, Learner
 from rl4lm.metrics import peak_memory_bytes
@@ -116,7 +118,8 @@ class ReinforceTrainer:
         self._checkpoints = Checkpoints(
             config, self.policy, self.learner, self.world, self.task.train
         )
-        self._before: dict[str, float] = {}  # the evaluation before the first step
+        what = evaluation_of(config, self._ends)
+        self._examiner = Examiner(self.policy, self.task.exams, what, self.world)
         self._seconds = 0.0  # of training, evaluations left out
         self._callbacks = list(callbacks or [])
         given = given_in_python(
@@ -185,16 +188,13 @@ class ReinforceTrainer:
     def _train(self, start: Start) -> dict[str, Any]:
         self._begin(start)
         if start.checkpoint is None:
-            self._before = self.evaluate()
-            self._record_evaluation("before training", self._before)
+            self._examiner.before = self._examine("before training")
         self._loop()
         doing(SAVING)
         weights = whole_weights(self.policy, keep=self._journal.directory is not None)
         if self._journal.directory is not None:
             save_weights(self.policy, self._journal.directory.path / "model", weights)
-        after = self.evaluate()
-        self._record_evaluation("after training", after)
-        summary = self._summary(self._before, after)
+        summary = self._summary(self._examine("after training"))
         if self._journal.directory is not None:
             self._journal.directory.settle()
             self._journal.directory.write_summary(summary)
@@ -212,26 +212,24 @@ class ReinforceTrainer:
         if start.checkpoint is None:
             return
         run = self._checkpoints.restore(start)
-        self._before, self._seconds = run["eval_before"], run["train_seconds"]
+        self._seconds = run["train_seconds"]
+        self._examiner.load_state_dict(run["eval_before"], run.get("eval_state", {}))
         self._journal.begin(start, run["evaluations"] if start.in_place else 0)
         self.screen.note(f"resumed from {start.checkpoint}, after step {self.state.step}")
 
     def evaluate(self) -> dict[str, float]:
-        """Greedy completions of the held-out prompts, scored; empty where evaluation is off."""
-        if not self.config.eval_samples:
-            return {}
+        """How good the completions of held-out prompts are; empty where evaluation is off."""
         doing("evaluating", self.state.step)
-        return evaluate(
-            self.policy,
-            self.task.evaluation,
-            self.task.judges.scorer,
-            self.task.judges.accuracy,
-            samples=self.config.eval_samples,
-            max_completion_length=self.config.max_completion_length,
-            ends=self._ends,
-            context=self.learner.context(),
-            world=self.world,
-        )
+        return self._examiner(self.learner.context()).metrics
+
+    def _examine(self, when: str) -> Evaluated:
+        """An evaluation that is logged and shown."""
+        doing("evaluating", self.state.step)
+        found = self._examiner(self.learner.context())
+        if found.metrics:
+            self._journal.evaluation(self.state.step, when, found)
+            self._checkpoints.note_evaluation(self.state.step, found.metrics)
+        return found
 
     def _loop(self) -> None:
         """The steps of the run."""
@@ -293,7 +291,7 @@ class ReinforceTrainer:
         for callback in self._callbacks:
             callback.on_step_end(self.state, stats)
         if self.config.eval_steps and stats.step % self.config.eval_steps == 0:
-            self._record_evaluation(f"at step {stats.step}", self.evaluate())
+            self._examine(f"at step {stats.step}")
         finite = math.isfinite(stats.metrics["grad_norm"] or 0.0)
         # The step changed nothing: from the checkpoint after it, it can be looked at again.
         if self._checkpoints.due(stats.step) or (not finite and self.learner.non_finite == 1):
@@ -336,7 +334,8 @@ class ReinforceTrainer:
         """
         doing(SAVING, self.state.step)
         run = {
-            "eval_before": self._before,
+            "eval_before": self._examiner.before.metrics,
+            "eval_state": self._examiner.state_dict(),
             "train_seconds": self._seconds,
             "evaluations": self._journal.evaluations,
         }
@@ -357,17 +356,13 @@ class ReinforceTrainer:
             return "no checkpoint was saved yet (save_steps): the same command starts over"
         return f"--resume_from_checkpoint true with the same command goes on from {saved[-1]}"
 
-    def _record_evaluation(self, when: str, metrics: dict[str, float]) -> None:
-        if metrics:
-            self._journal.evaluation(self.state.step, when, metrics)
-            self._checkpoints.note_evaluation(self.state.step, metrics)
-
-    def _summary(self, before: dict[str, float], after: dict[str, float]) -> dict[str, Any]:
+    def _summary(self, after: Evaluated) -> dict[str, Any]:
         state = self.state
         peaks = self.world.gather(torch.tensor([peak_memory_bytes(self.world.device)]))
         return {
-            "eval_before": before,
-            "eval_after": after,
+            "eval_before": self._examiner.before.metrics,
+            "eval_after": after.metrics,
+            "eval_change": self._examiner.change(after),
             "eval_on": self.task.evaluation.split if self.task.held_out else "train",
             "steps": state.step,
             "skipped_steps": state.skipped_steps,
@@ -389,4 +384,5 @@ class ReinforceTrainer:
         )
         if self.config.output_dir is not None:
             footer += f"; weights in {Path(self.config.output_dir) / 'model'}"
-        self.screen.before_after(summary["eval_before"], summary["eval_after"], footer)
+        before, after, change = (summary[f"eval_{n}"] for n in ("before", "after", "change"))
+        self.screen.before_after(before, after, change, footer)

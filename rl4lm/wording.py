@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -54,25 +55,73 @@ def verdict(report: Mapping[str, Any]) -> str:
 
 
 def describe_evaluation(metrics: Mapping[str, float]) -> str:
-    """The numbers of an evaluation in a line."""
-    names = [n for n in headline(metrics) if not n.startswith("accuracy/")]
-    parts = [f"{name} {evaluation_value(name, metrics[name])}" for name in names]
+    """The numbers of an evaluation in a line; of further data sets only the first."""
+    first, *further = data_sets(metrics)
+    names = headline(metrics, first)
+    names += [name for prefix in further for name in headline(metrics, prefix)[:1]]
+    parts = [f"{name} {told_value(name, metrics)}" for name in names]
     return f"{', '.join(parts)} ({metrics['samples']:.0f} prompts)"
 
 
-def headline(metrics: Mapping[str, float]) -> list[str]:
-    """The metrics that a person would ask for, in order."""
-    names = [n for n in metrics if n == "accuracy" or n.startswith("accuracy/")]
-    return [*names, "reward", "ended", "mean_length"]
+def headline(metrics: Mapping[str, float], prefix: str = "") -> list[str]:
+    """The metrics of a data set that a person would ask for, in order.
+
+    Args:
+        metrics: of all data sets.
+        prefix: of the names of this one's; see `data_sets`.
+    """
+    found = [f"{prefix}accuracy", *_further(metrics, prefix), f"{prefix}reward"]
+    found += [f"{prefix}{name}" for name in ("sampled/reward", "ended", "mean_length")]
+    return [name for name in found if name in metrics]
+
+
+def measures(metrics: Mapping[str, float], prefix: str) -> list[str]:
+    """The metrics of a data set that are told by group: the accuracy, else the reward; others."""
+    main = f"{prefix}accuracy" if f"{prefix}accuracy" in metrics else f"{prefix}reward"
+    return [main, *_further(metrics, prefix)]
+
+
+def _further(metrics: Mapping[str, float], prefix: str) -> list[str]:
+    """The names of held-out metrics and of pass@k, without those of groups and of bounds."""
+    stems = (f"{prefix}metrics/", f"{prefix}pass@")
+    # An outcome is what has an error of its own.
+    return [n for stem in stems for n in metrics if n.startswith(stem) and f"{n}_stderr" in metrics]
+
+
+def groups_of(metrics: Mapping[str, float], prefix: str) -> list[str]:
+    """The groups of prompts of a data set."""
+    stem = f"{prefix}samples/"
+    return [name.removeprefix(stem) for name in metrics if name.startswith(stem)]
+
+
+def data_sets(metrics: Mapping[str, float]) -> list[str]:
+    """What the names of each data set's metrics begin with; nothing for those of the first."""
+    prefixes = [name.removesuffix("samples") for name in metrics if name.endswith("samples")]
+    return [prefix for prefix in prefixes if f"{prefix}mean_length" in metrics]
+
+
+def told_value(name: str, metrics: Mapping[str, float]) -> str:
+    """A metric of an evaluation with its interval, where there is one."""
+    value, interval = evaluation_value(name, metrics.get(name)), interval_of(name, metrics)
+    return f"{value} ({interval})" if interval else value
+
+
+def interval_of(name: str, metrics: Mapping[str, float]) -> str:
+    """The interval of a metric; empty where none is known."""
+    ends = [metrics.get(f"{name}_{end}", math.nan) for end in ("low", "high")]
+    if any(end is None or math.isnan(end) for end in ends):
+        return ""
+    return " to ".join(evaluation_value(name, end).removesuffix(" %") for end in ends)
 
 
 def evaluation_value(name: str, value: float | None) -> str:
     """A metric of an evaluation as a person reads it."""
-    if value is None:
+    if value is None or math.isnan(value):
         return "-"
-    if name == "ended" or name.split("/")[0] == "accuracy":
+    parts = name.split("/")
+    if parts[-1] == "ended" or any(p == "accuracy" or p.startswith("pass@") for p in parts):
         return f"{100 * value:.1f} %"
-    return f"{value:.3f}" if name == "reward" else f"{value:.1f}"
+    return f"{value:.1f}" if parts[-1] == "mean_length" else f"{value:.3f}"
 
 
 def step_numbers(metrics: Mapping[str, float | None]) -> list[str]:

@@ -16,6 +16,7 @@ EVALUATION = {
     "reward": 0.25,
     "accuracy": 0.125,
     "accuracy/sum": 0.5,
+    "samples/sum": 4.0,
     "ended": 1.0,
     "mean_length": 3.25,
 }
@@ -123,11 +124,11 @@ def test_evaluations_are_shown_before_and_after(shown):
         "accuracy 12.5 %, reward 0.250, ended 100.0 %, mean_length 3.2 (8 prompts)"
     )
     screen = Screen()
-    screen.before_after(EVALUATION, {**EVALUATION, "accuracy": 0.75}, "footer")
+    screen.before_after(EVALUATION, {**EVALUATION, "accuracy": 0.75}, {}, "footer")
     cells = [line.split() for line in shown().splitlines()]
     assert ["accuracy", "12.5", "%", "75.0", "%"] in cells
     assert cells[-1] == ["footer"]
-    screen.before_after({}, {}, "only this")
+    screen.before_after({}, {}, {}, "only this")
     assert shown() == "only this\n"
 
 

@@ -16,7 +16,7 @@ from rl4lm.data import PromptData
 from rl4lm.engine import EngineSampler, check_engine
 from rl4lm.engine_client import EngineClient
 from rl4lm.errors import ConfigError, EngineError
-from rl4lm.evaluate import evaluate, evaluate_completions
+from rl4lm.evaluate import Evaluation, Exam, evaluate, evaluate_completions
 from rl4lm.loading import load_model, open_model
 from rl4lm.offpolicy import check_off_policy
 from rl4lm.preparing import make_policy
@@ -73,21 +73,16 @@ def test_greedy_evaluation_through_a_server_gives_the_numbers_of_the_local_one(
         for b in (12, 34, 56)
     ]
     (accuracy,) = resolve_rewards(["rewards.arithmetic:exact_answer"])
-    what = (PromptData(rows, "prompt", "test"), Scorer([accuracy], [1.0]), accuracy)
-    how = {
-        "samples": 100,
-        "max_completion_length": 6,
-        "ends": EndRule(policy.end_token_ids),
-        "context": RewardContext(0, 0, 0),
-        "world": World(),
-    }
-    local = evaluate(policy, *what, **how)
+    exams = [Exam("", PromptData(rows, "prompt", "test"), Scorer([accuracy], [1.0]), accuracy)]
+    what = Evaluation(samples=100, max_completion_length=6, ends=EndRule(policy.end_token_ids))
+    how = (exams, what, RewardContext(0, 0, 0), World())
+    local = evaluate(policy, *how)
     with serving.Server(twin, form=form) as server:
         sampler = EngineSampler(client(server), policy.module.vocabulary)
-        found = evaluate_completions(sampler, policy.codec, *what, **how)
+        found = evaluate_completions(sampler, policy.codec, *how)
         assert len(server.bodies) == len(rows)
     assert found == local
-    assert 0 < local["accuracy"] < 1, "all equal would hide mistakes"
+    assert 0 < local.metrics["accuracy"] < 1, "all equal would hide mistakes"
 
 
 def test_ids_log_probs_and_ends_are_those_of_the_server(model, serving, tiny):

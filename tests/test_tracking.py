@@ -71,7 +71,7 @@ def test_a_new_run_replaces_the_files_of_a_run_and_nothing_else(run):
     run.log_completions(7, [{}])
     prepare_run_directory(run.path, pytest.fail)
     left = sorted(p.name for p in run.path.rglob("*"))
-    assert left == ["completions", "notes.txt"]
+    assert left == ["completions", "evaluations", "notes.txt"]
     assert (run.path / "notes.txt").read_text() == "mine"
 
 

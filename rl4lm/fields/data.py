@@ -71,3 +71,9 @@ class DataFields:
         ge=0,
         lt=1,
     )
+    eval_dataset_name: list[str] = option(
+        "data",
+        [],
+        "further data sets to evaluate on, named like dataset_name; their numbers go by "
+        "NAME/metric; empty = none",
+    )

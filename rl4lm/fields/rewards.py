@@ -41,3 +41,9 @@ class RewardFields:
         "scores the greedy answers of an evaluation, 1 for a right one; the default one where the "
         "rows have a column `answer`; none = off",
     )
+    eval_metrics: list[str] = option(
+        "rewards",
+        [],
+        "functions, named like reward_funcs, that score the completions of an evaluation and are "
+        "never trained on; empty = none",
+    )

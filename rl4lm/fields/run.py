@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pydantic import PositiveInt
 from pydantic.dataclasses import dataclass
 
 from rl4lm.schema import RULES, option
@@ -74,4 +75,37 @@ class RunFields:
     project: str = option("run", "rl4lm", "under which those programs gather runs")
     run_name: str | None = option(
         "run", None, "name of the run there; none = the folder of output_dir"
+    )
+    eval_by: list[str] = option(
+        "run",
+        ["family"],
+        "columns that the numbers of an evaluation are also given by, each value or range a group; "
+        "the default one where the rows have it; empty = none",
+    )
+    eval_pass_at_k: list[PositiveInt] = option(
+        "run",
+        [],
+        "for each k, the share of prompts that k completions drawn at `temperature` solve, besides "
+        "the greedy ones; empty = off",
+    )
+    eval_num_generations: int | None = option(
+        "run",
+        None,
+        "completions of a prompt that pass@k is estimated from; none = the largest k, or off "
+        "without eval_pass_at_k",
+        ge=1,
+        le=65536,
+    )
+    eval_pass_threshold: float = option(
+        "run",
+        1.0,
+        "a completion passes at this score or more: its accuracy, or its reward where the rows "
+        "have no answers",
+    )
+    eval_confidence: float = option(
+        "run",
+        0.95,
+        "how often the intervals of an evaluation are to hold the truth",
+        gt=0.5,
+        lt=1,
     )

@@ -1,0 +1,144 @@
+"""The evaluations of a run, before and after, prompt by prompt."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from rewards.arithmetic import exact_answer
+from rl4lm import ReinforceConfig, ReinforceTrainer
+from rl4lm.console import Screen
+from rl4lm.errors import ConfigError, DataError
+from rl4lm.evaluate import Evaluated
+from rl4lm.paired import compare
+
+ROWS = [
+    {"prompt": f"{a}+{b}=", "answer": str(a + b), "kind": "a" if a < 20 else "b"}
+    for a in (11, 23, 35)
+    for b in (12, 34)
+]
+SETTINGS = {
+    "max_steps": 2,
+    "accuracy_func": "none",  # so that the reward says who passes
+    "prompts_per_step": 2,
+    "num_generations": 4,
+    "max_completion_length": 6,
+    "learning_rate": 1e-2,  # so that two steps make a difference
+    "eval_pass_at_k": [1, 2],
+    "eval_num_generations": 4,
+    "eval_by": ["kind"],
+    "torch_threads": 1,
+    "noise_every": 0,
+}
+
+
+def trainer(path=None, **changes):
+    return ReinforceTrainer(
+        reward_funcs=exact_answer,  # in this process
+        args=ReinforceConfig(output_dir=path and str(path), **{**SETTINGS, **changes}),
+        train_dataset=ROWS,
+        eval_dataset=ROWS[::-1],
+        screen=Screen(quiet=True),
+    )
+
+
+def rows(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run with evaluations before, between and after, and its summary."""
+    path = tmp_path_factory.mktemp("run")
+    return path, trainer(path, eval_steps=1, save_steps=1).train()
+
+
+def test_a_run_keeps_the_completions_of_every_evaluation(run):
+    path, summary = run
+    pages = sorted(page.name for page in (path / "evaluations").iterdir())
+    assert pages == [f"step-00000{k}.jsonl" for k in range(3)]
+    logged = rows(path / "eval.jsonl")
+    assert [line["step"] for line in logged] == [0, 1, 2, 2]  # the last one after the run
+    assert logged[2] == logged[3]
+    for line, page in zip(logged, pages, strict=False):
+        found = rows(path / "evaluations" / page)
+        assert len(found) == 6 * (1 + 4)
+        right = [row["reward"] for row in found if row["greedy"]]
+        assert sum(right) / 6 == pytest.approx(line["reward"])
+        assert [row["prompt"] for row in found if row["greedy"]] == [
+            r["prompt"] for r in ROWS[::-1]
+        ]
+    assert {"pass@1", "pass@2_low", "reward/a", "pass@2/b"} <= summary["eval_after"].keys()
+
+
+def test_the_summary_compares_before_and_after_prompt_by_prompt(run):
+    path, summary = run
+    before, after = (
+        [row["reward"] for row in rows(path / "evaluations" / page) if row["greedy"]]
+        for page in ("step-000000.jsonl", "step-000002.jsonl")
+    )
+    assert summary["eval_change"]["reward"] == compare(after, before).to_dict()
+    assert before != after
+    assert summary["eval_change"].keys() == {"reward", "sampled/reward", "pass@1", "pass@2"}
+    gain = summary["eval_after"]["pass@2"] - summary["eval_before"]["pass@2"]
+    assert summary["eval_change"]["pass@2"]["difference"] == pytest.approx(gain)
+
+
+def test_a_resumed_run_still_knows_what_it_was_like_before(run, tmp_path):
+    path, summary = run
+    checkpoint = str(path / "checkpoint-000001")
+    again = trainer(tmp_path, save_steps=1).train(resume_from_checkpoint=checkpoint)
+    for name in ("eval_before", "eval_after", "eval_change"):
+        assert again[name] == summary[name]
+
+
+def test_other_prompts_than_before_are_not_compared(run, tmp_path):
+    checkpoint = str(run[0] / "checkpoint-000001")
+    again = trainer(tmp_path, eval_samples=5).train(resume_from_checkpoint=checkpoint)
+    assert again["eval_change"] == {}
+
+
+def test_evaluations_leave_a_run_as_it_is(run):
+    plain = trainer(eval_samples=0, eval_pass_at_k=[], eval_num_generations=None, eval_by=[])
+    assert plain.train()["eval_change"] == {}
+    with_evaluations = trainer(eval_steps=1)
+    with_evaluations.train()
+    weights = (t.policy.trainable() for t in (plain, with_evaluations))
+    for a, b in zip(*(list(w.values()) for w in weights), strict=True):
+        assert a.equal(b)
+
+
+def test_a_checkpoint_of_an_earlier_version_has_no_outcomes():
+    examiner = trainer()._examiner
+    examiner.load_state_dict({"accuracy": 0.5}, {})
+    assert examiner.before.metrics == {"accuracy": 0.5}
+    assert examiner.change(Evaluated({"accuracy": 1.0}, {"accuracy": [1.0]}, "a", [])) == {}
+
+
+def test_further_data_sets_are_evaluated_in_training_under_their_names(tmp_path):
+    (tmp_path / "sums.jsonl").write_text("\n".join(json.dumps(row) for row in ROWS[:4]))
+    found = trainer(eval_dataset_name=[str(tmp_path / "sums.jsonl")]).evaluate()
+    assert (found["samples"], found["sums/samples"]) == (6.0, 4.0)
+    assert {"sums/reward", "sums/pass@2", "sums/reward/a"} <= found.keys()
+
+
+def test_a_column_that_was_asked_for_and_is_not_there_is_refused():
+    with pytest.raises(DataError, match=r"eval_by: .* no column 'kin'; did you mean kind"):
+        trainer(eval_by=["kin"])
+    trainer(eval_by=["family"])  # the default asks for nothing
+
+
+def test_two_data_sets_of_one_name_are_refused(tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "sums.jsonl").write_text(json.dumps(ROWS[0]))
+    names = [str(tmp_path / folder / "sums.jsonl") for folder in ("a", "b")]
+    with pytest.raises(ConfigError, match="would both be called 'sums'"):
+        trainer(eval_dataset_name=names)
+
+
+def test_fewer_completions_than_k_are_refused():
+    with pytest.raises(ConfigError, match=r"eval_num_generations=4 .* say nothing of pass@8"):
+        ReinforceConfig(eval_pass_at_k=[1, 8], eval_num_generations=4)
+    assert ReinforceConfig(eval_num_generations=4).eval_pass_at_k == []
