@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from rl4lm.reward_lookup import NamedReward
 
 if TYPE_CHECKING:
-    from rl4lm.types import Example, Message  # which imports torch
+    from rl4lm.types import Completion, Example  # which imports torch
 
 # How `completions` is annotated by a reward that reads messages only, as most of TRL's are.
 _MESSAGES = re.compile(r"(list|sequence)\[(list|sequence)\[(dict|mapping)(\[[^\[\]]*\])?\]\]")
@@ -87,7 +87,7 @@ class Batch:
     """B completions, and everything that a reward may ask for about them."""
 
     examples: Sequence[Example]  # B of them: an example again for each of its completions
-    completions: Sequence[str | Sequence[Message]]  # texts, as sampled, or messages, as in a file
+    completions: Sequence[Completion]
     completion_ids: Sequence[Sequence[int]]
     context: RewardContext
     numbers: Sequence[int]  # of the rows, as messages name them

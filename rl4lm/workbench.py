@@ -54,9 +54,7 @@ class Bench:
         Args:
             mask: leave a row at which a reward raises without this reward, whatever was chosen.
         """
-        return Scorer(
-            self.rewards, self.weights, self.timeout_s, "mask" if mask else self.on_error
-        )
+        return Scorer(self.rewards, self.weights, self.timeout_s, "mask" if mask else self.on_error)
 
     @property
     def reads_ids(self) -> list[str]:
@@ -64,8 +62,11 @@ class Bench:
         return [
             reward.name
             for reward in self.rewards
-            if _IDS in inspect.signature(reward.function, follow_wrapped=False).parameters
-            or _IDS in inspect.signature(reward.function).parameters
+            # What a decorator such as `rewards.per_sample` wraps is what names them.
+            if _IDS
+            in inspect.signature(
+                getattr(reward.function, "__wrapped__", reward.function)
+            ).parameters
         ]
 
 
@@ -193,7 +194,7 @@ def examine(bench: Bench, rows: Sequence[Row], ids: Ids | None = None) -> Trial:
         scores = batch.scored_by(scorer)
         failures = count_failures(bench, scores)
         first = _values(scores)
-        answered = [i for i in range(len(rows)) if not _was_lost(scores, i)]
+        answered = [i for i in range(len(rows)) if i not in scores.lost]
         began = time.perf_counter()
         again = _values(batch.only(answered).scored_by(scorer)) if answered else []
         call = time.perf_counter() - began  # not the first, which has the worker's start in it
@@ -225,15 +226,6 @@ def count_failures(bench: Bench, scores: Scores) -> dict[str, int]:
         kind: int(sum(scores.metrics.get(f"rewards/{r.name}/{kind}", 0) for r in bench.rewards))
         for kind in COUNTED
     }
-
-
-def _was_lost(scores: Scores, row: int) -> bool:
-    """Whether a reward hung or crashed at a row, as the note on it says."""
-    return any(
-        "; scored " in str(values[row]) and str(values[row]).startswith(("timed out", "crashed"))
-        for name, values in scores.extra.items()
-        if name.rpartition("/")[2] == "detail"
-    )
 
 
 def _spread(rows: Sequence[int]) -> list[int]:
