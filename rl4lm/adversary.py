@@ -251,6 +251,12 @@ KINDS: Sequence[Kind] = (
     Kind("answer_behind_marks", "answer", _of_answer("#### ANSWER")),
     Kind("answer_in_a_box", "answer", _of_answer("\\boxed{ANSWER}")),
     Kind("answer_in_tags", "answer", _of_answer("<think>So.</think><answer>ANSWER</answer>")),
+    Kind(
+        "answer_repeated",
+        "answer",
+        lambda s: [" ".join([s.answer] * (_LONG // (len(s.answer) + 1) + 1))] if s.answer else [],
+        _LONG_ROWS,
+    ),
     Kind("wrong_answer", "wrong", lambda s: s.others),
     Kind("another_rows_completion", "wrong", lambda s: [s.completion] if s.completion else []),
     Kind(
@@ -268,12 +274,6 @@ KINDS: Sequence[Kind] = (
     Kind("all_integers", "trick", lambda s: [" ".join(map(str, range(_INTEGERS)))]),
     Kind("answer_denied", "trick", _if_answered(_denied)),
     Kind("answer_taken_back", "trick", _if_answered(_taken_back)),
-    Kind(
-        "answer_repeated",
-        "answer",
-        lambda s: [" ".join([s.answer] * (_LONG // (len(s.answer) + 1) + 1))] if s.answer else [],
-        _LONG_ROWS,
-    ),
     Kind("lookalikes", "trick", _lookalikes),
     Kind("zero_width", "trick", _zero_width),
     Kind("very_long", "trick", lambda s: ["a " * (_LONG // 2), "(" * _LONG], _LONG_ROWS),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ from rl4lm.adversary import KINDS, Kind, Subject, attempts, subjects
 from rl4lm.errors import RewardFailedError, first_line
 from rl4lm.rowfile import Row
 from rl4lm.scoring import Scorer
+from rl4lm.unanswered import COUNTED
 from rl4lm.workbench import Bench, Ids, batch_of, count_failures, with_scores
 
 _SHOWN = 200  # characters of a text in a report
@@ -25,6 +27,7 @@ class _Tried:
     scored: Sequence[Mapping[str, Any]]
     failures: Mapping[str, int]
     failed: str | None  # why there is no answer about any
+    seconds: float  # of the call
 
 
 def try_tricks(
@@ -46,8 +49,9 @@ def try_tricks(
 
     Returns:
         ``kinds``: for each kind of text its group, texts, rows, how many earned (``earned``,
-        ``share``), what it was paid on average and at most, how many earned more than that row's
-        wrong answer (``above_wrong``), failures, and the text that earned most (``worst``);
+        ``share``), what they were paid (``mean``, ``max``), how many earned more than that row's
+        wrong answer (``above_wrong``), the text that earned most (``worst``), ``failures``,
+        ``seconds`` of the call, and in ``failed`` why there was no answer about any;
         ``exposed``: the names of the tricks that earn; ``answers``: forms of the right answer that
         earn; ``forms``: forms that earn with a wrong answer; ``wrong_answer``: what that is paid.
 
@@ -90,12 +94,14 @@ def _tried(
         {**{n: v for n, v in rows[place].items() if n not in _LEFT_OUT}, "completion": text}
         for place, text in made
     ]
-    batch = batch_of(bench, asked, ids)
+    batch, began, failed = batch_of(bench, asked, ids), time.perf_counter(), None
+    failures = dict.fromkeys(COUNTED, 0)
     try:
         scores = batch.scored_by(scorer)
+        asked, failures = with_scores(asked, scores), count_failures(bench, scores)
     except RewardFailedError as error:  # it answers about none: it hangs at each, for instance
-        return _Tried(kind, places, asked, dict.fromkeys(("masked",), 0), first_line(error))
-    return _Tried(kind, places, with_scores(asked, scores), count_failures(bench, scores), None)
+        failed = first_line(error)
+    return _Tried(kind, places, asked, failures, failed, time.perf_counter() - began)
 
 
 def _why(tried: _Tried) -> str:
@@ -127,10 +133,10 @@ def _told(
         "rows": len(set(tried.places)),
         "texts": len(tried.places),
         "failures": dict(tried.failures),
+        "failed": tried.failed,
+        "seconds": tried.seconds,
     }
-    if tried.failed:
-        return {**told, "earned": 0, "share": None, "worst": None, "failed": tried.failed}
-    pairs = list(zip(tried.places, tried.scored, strict=True))
+    pairs = [] if tried.failed else list(zip(tried.places, tried.scored, strict=True))
     paid = [(place, row) for place, row in pairs if row["reward"] is not None]
     values = [row["reward"] for _, row in paid]
     earned = sum(value >= threshold for value in values)

@@ -18,7 +18,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeR
 from rich.table import Table
 
 from rl4lm.rules.findings import Finding
-from rl4lm.scoreboard import report_lines
+from rl4lm.scoreboard import report_lines, scored_table
 from rl4lm.wording import (
     clock,
     describe_evaluation,
@@ -221,14 +221,8 @@ class Screen:
     ) -> None:
         """Scored rows, their summary, and what else was found about the rewards."""
         if rows:
-            self._console.print(_scored(rows[:_SCORE_ROWS]))
-            mean = "none" if summary["mean"] is None else f"{summary['mean']:.3f}"
-            more = f" (the first {_SCORE_ROWS} shown)" if len(rows) > _SCORE_ROWS else ""
-            self.note(
-                f"{title}: {summary['rows']} rows{more}, mean reward {mean}, "
-                f"{summary['none']} without a reward"
-            )
-        for line in report_lines(summary):
+            self._console.print(scored_table(rows[:_SCORE_ROWS]))
+        for line in report_lines(title, summary, _SCORE_ROWS):
             self.note(line)
 
     def verification(self, report: Mapping[str, Any]) -> None:
@@ -278,17 +272,3 @@ class Screen:
             f"{report['verdict']:17}  scale {report['scale']:.3f}  worst error {worst:.0e}  "
             f"{options_line(report['options'])}"
         )
-
-
-def _scored(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Rows with their rewards, in at most 80 columns."""
-    table = Table(box=None, padding=(0, 1))
-    for header, width in (("prompt", 20), ("completion", 26), ("reward", 7), ("detail", 20)):
-        justify = "right" if header == "reward" else "left"
-        table.add_column(header, justify=justify, overflow="fold", max_width=width)  # type: ignore[arg-type]
-    for row in rows:
-        reward = "none" if row["reward"] is None else f"{row['reward']:.3g}"
-        detail = "" if row["detail"] is None else one_line(row["detail"])
-        prompt, completion = one_line(row["prompt"], 40), one_line(row["completion"])
-        table.add_row(prompt, completion, reward, detail)
-    return table

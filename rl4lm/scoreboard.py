@@ -1,4 +1,4 @@
-"""How the findings of the workbench read: plain lines of at most 80 columns, for any screen."""
+"""How the findings of the workbench read: in at most 80 columns, on a screen or in a file."""
 
 from __future__ import annotations
 
@@ -6,16 +6,44 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from rl4lm.wording import seconds, shortened
+from rich.table import Table
+
+from rl4lm.wording import one_line, seconds, shortened
 
 _WIDTH = 80
 _BAR = 30
 _SHOWN = 5
 
 
-def report_lines(summary: Mapping[str, Any]) -> Iterator[str]:
-    """Everything that a summary holds besides the mean, in lines."""
-    if summary.get("scored"):
+def scored_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Rows with their rewards."""
+    table = Table(box=None, padding=(0, 1))
+    for header, width in (("prompt", 20), ("completion", 26), ("reward", 7), ("detail", 20)):
+        justify = "right" if header == "reward" else "left"
+        table.add_column(header, justify=justify, overflow="fold", max_width=width)  # type: ignore[arg-type]
+    for row in rows:
+        detail = "" if row["detail"] is None else one_line(row["detail"])
+        prompt, completion = one_line(row["prompt"], 40), one_line(row["completion"])
+        table.add_row(prompt, completion, _number(row["reward"]), detail)
+    return table
+
+
+def report_lines(title: str, summary: Mapping[str, Any], shown: int) -> Iterator[str]:
+    """Everything that a summary holds, in lines.
+
+    Args:
+        title: the rewards.
+        summary: as `rl4lm score --json` prints it.
+        shown: rows that the reader has seen before.
+    """
+    if "mean" in summary:
+        more = f" (the first {shown} shown)" if summary["rows"] > shown else ""
+        mean = "none" if summary["mean"] is None else f"{summary['mean']:.3f}"
+        yield from _wrapped(
+            f"{title}: {summary['rows']} rows{more}, mean reward {mean}, {summary['none']} without "
+            "a reward"
+        )
+    if summary["scored"]:
         yield from _spread(summary)
     for name, part in summary.get("rewards", {}).items():
         yield f"  {name}: mean {_number(part['mean'])}, {part['none']} without"
@@ -24,7 +52,7 @@ def report_lines(summary: Mapping[str, Any]) -> Iterator[str]:
     if "confusion" in summary:
         yield from _confusion(summary["confusion"], summary["disagreements"])
     if "label_problem" in summary:
-        yield f"no comparison with labels: {summary['label_problem']}"
+        yield from _wrapped(f"no comparison with labels: {summary['label_problem']}")
     if "adversarial" in summary:
         yield from _tricks(summary["adversarial"])
 
@@ -53,7 +81,7 @@ def _checks(summary: Mapping[str, Any]) -> Iterator[str]:
     yield from _time(summary["latency_s"])
     counted = {kind: n for kind, n in summary["failures"].items() if n}
     if counted:
-        yield "failures: " + ", ".join(f"{n} rows {kind}" for kind, n in counted.items())
+        yield "failures: " + ", ".join(f"{kind} {n}" for kind, n in counted.items())
 
 
 def _differences(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -71,7 +99,7 @@ def _time(latency: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _confusion(found: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    yield f"against the column {found['label']!r}, a reward of {found['threshold']:g} says right:"
+    yield f"against the column {found['label']!r}; a reward of {found['threshold']:g} says right:"
     yield f"  {'':>14}{'paid':>9}{'not paid':>10}"
     yield f"  {'label right':>14}{found['true_positive']:>9}{found['false_negative']:>10}"
     yield f"  {'label wrong':>14}{found['false_positive']:>9}{found['true_negative']:>10}"
@@ -99,15 +127,15 @@ def _tricks(found: Mapping[str, Any]) -> Iterator[str]:
 
 def _trick(lead: str, kind: Mapping[str, Any]) -> str:
     head = f"  {lead:8}{kind['kind']:24}"
-    if kind.get("failed"):
-        return f"{head}  {kind['failed'][: _WIDTH - len(head) - 2]}"
+    if kind["failed"]:
+        return f"{head}{'no answer about any':>26}"
     share = "none" if kind["share"] is None else f"{kind['share']:.0%}"
     counts = f"{kind['earned']}/{kind['texts']}"
-    mean = _number(kind.get("mean"))
+    mean = _number(kind["mean"])
     line = f"{head}{counts:>11}{share:>7}{mean:>8}  "
     shown = kind["worst"] is not None and kind["earned"] and kind["group"] != "answer"
-    raised = kind["failures"]["masked"] + kind["failures"]["timeouts"] + kind["failures"]["crashes"]
-    failed = f"({raised} failed) " if raised else ""
+    failures = sum(kind["failures"][name] for name in ("timeouts", "crashes", "masked"))
+    failed = f"({failures} failed) " if failures else ""
     text = shortened(kind["worst"]["text"], max(_WIDTH - len(line) - len(failed), 12))
     return (line + failed + (text if shown else "")).rstrip()
 
@@ -116,6 +144,9 @@ def _verdict(found: Mapping[str, Any]) -> Iterator[str]:
     yield f"the answer itself earns as: {', '.join(found['answers']) or 'nothing that was tried'}"
     if found["forms"]:
         yield f"paid for the form alone, with a wrong answer: {', '.join(found['forms'])}"
+    for kind in found["kinds"]:
+        if kind["failed"]:
+            yield f"{kind['kind']}: {kind['failed']}"
     exposed = ", ".join(found["exposed"])
     yield f"EARNED BY TRICKS: {exposed}" if exposed else "no trick earned anything"
 
