@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rl4lm.adversary import KINDS, Kind, Subject, attempts, subjects
+from rl4lm.adversary import KINDS, Kind, attempts
 from rl4lm.errors import RewardFailedError, first_line
 from rl4lm.rowfile import Row
 from rl4lm.scoring import Scorer
+from rl4lm.subjects import Subject, subjects
 from rl4lm.unanswered import COUNTED
 from rl4lm.workbench import Bench, Ids, batch_of, count_failures, with_scores
 

@@ -16,6 +16,7 @@ from rl4lm.errors import ConfigError
 from rl4lm.options import OptionParser, add_config_arguments, config_from
 from rl4lm.reward_lookup import resolve_rewards
 from rl4lm.rowfile import REQUIRED, Row, read_rows, write_rows
+from rl4lm.score_options import OWN
 from rl4lm.tallying import compare_with_labels, summarize_scores
 
 if TYPE_CHECKING:
@@ -37,7 +38,6 @@ _OPTIONS = (
     "seed",
     "torch_threads",
 )
-_ADVERSARIAL_ROWS = 20
 _DISAGREEMENTS = 10  # listed in the summary; --out has them all
 
 
@@ -95,7 +95,7 @@ def _parser() -> OptionParser:
         usage="%(prog)s --reward NAME --data rows.jsonl [--out scored.jsonl] [--model NAME] "
         "[--adversarial] [--json]",
     )
-    for name, settings in _own_options().items():
+    for name, settings in OWN.items():
         parser.add_argument(f"--{name}", **settings)
     parser.add_argument(
         "--model",
@@ -107,66 +107,6 @@ def _parser() -> OptionParser:
     )
     add_config_arguments(parser, _OPTIONS, brought=settings_for(default_values()))
     return parser
-
-
-def _own_options() -> dict[str, dict[str, Any]]:
-    """The options of this verb alone, but `--model`."""
-    return {
-        "reward": {
-            "nargs": "+",
-            "action": "extend",
-            "metavar": "NAME",
-            "help": "package.module:function or path/to/file.py:function; several are added up",
-        },
-        "weights": {
-            "nargs": "+",
-            "type": float,
-            "metavar": "X",
-            "help": "one for each reward [default 1 each]",
-        },
-        "data": {
-            "help": "rows with prompt, completion and columns: a jsonl, json, csv or parquet file, "
-            "or any data set of training",
-        },
-        "split": {"default": "train", "help": "of a data set that is no file [default train]"},
-        "samples": {"type": _count, "metavar": "N", "help": "the first N rows only [default all]"},
-        "out": {"help": "where the rows go with `reward` and `detail` added"},
-        "json": {"action": "store_true", "help": "print what was found as JSON"},
-        "threshold": {
-            "type": float,
-            "default": 0.5,
-            "metavar": "X",
-            "help": "a reward of X or more says that a completion is right [default 0.5]",
-        },
-        "label": {
-            "default": "label",
-            "metavar": "COLUMN",
-            "help": "says whether a completion is right: true or false, 1 or 0 [default label]",
-        },
-        "adversarial": {
-            "type": _count,
-            "nargs": "?",
-            "const": _ADVERSARIAL_ROWS,
-            "metavar": "N",
-            "help": "try texts made to earn reward, for the first N rows [default off; "
-            f"N {_ADVERSARIAL_ROWS}]",
-        },
-        "answer_column": {
-            "metavar": "COLUMN",
-            "help": "holds the right answer, for --adversarial [default one of the usual names]",
-        },
-        "tokenizer": {
-            "metavar": "NAME",
-            "help": "makes completion_ids of texts, for rewards that read them: a folder, hub id, "
-            "or builtin:NAME",
-        },
-    }
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} given, expected a whole number >= 1")
-    return int(text)
 
 
 def _rows(namespace: argparse.Namespace, config: ReinforceConfig, samples: bool) -> list[Row]:

@@ -61,7 +61,7 @@ def test_a_label_is_true_or_false_in_words_or_numbers():
     assert [read_label(v) for v in (False, 0, 0.0, "False", "0")] == [False] * 5
     assert [read_label(v) for v in (None, "")] == [None] * 2
     for value in ("cat", 2, 0.5, ["true"]):
-        with pytest.raises(ValueError, match="cat|2|0.5|true"):
+        with pytest.raises(ValueError, match=r"cat|2|0\.5|true"):
             read_label(value)
 
 
