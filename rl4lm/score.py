@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,10 +82,13 @@ def _parsed(argv: Sequence[str]) -> tuple[argparse.Namespace, ReinforceConfig]:
         )
 
     def base_for(given: Mapping[str, Any]) -> Mapping[str, Any]:
-        own = {"reward_funcs": namespace.reward, "reward_weights": namespace.weights}
-        return {**{k: v for k, v in settings_for(given).items() if k in _OPTIONS}, **own}
+        return {k: v for k, v in settings_for(given).items() if k in _OPTIONS}
 
-    return namespace, config_from(namespace, base_for=base_for)
+    config = config_from(namespace, base_for=base_for)
+    # Not those of a run's own configuration, which --config may name.
+    return namespace, replace(
+        config, reward_funcs=namespace.reward, reward_weights=namespace.weights
+    )
 
 
 def _parser() -> OptionParser:

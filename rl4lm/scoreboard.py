@@ -23,7 +23,8 @@ def scored_table(rows: Sequence[Mapping[str, Any]]) -> Table:
         table.add_column(header, justify=justify, overflow="fold", max_width=width)  # type: ignore[arg-type]
     for row in rows:
         detail = "" if row["detail"] is None else one_line(row["detail"])
-        prompt, completion = one_line(row["prompt"], 40), one_line(row["completion"])
+        prompt, completion = (_text(row[name]) for name in ("prompt", "completion"))
+        prompt, completion = one_line(prompt, 40), one_line(completion)
         table.add_row(prompt, completion, _number(row["reward"]), detail)
     return table
 
@@ -108,7 +109,7 @@ def _confusion(found: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> I
     for row in rows[:_SHOWN]:
         label = "right" if row["label"] else "wrong"
         head = f"  row {row['row']} is {label} and earned {_number(row['reward'])}: "
-        yield head + shortened(row["completion"], max(_WIDTH - len(head), 20))
+        yield head + shortened(_text(row["completion"]), max(_WIDTH - len(head), 20))
 
 
 def _tricks(found: Mapping[str, Any]) -> Iterator[str]:
@@ -141,7 +142,11 @@ def _trick(lead: str, kind: Mapping[str, Any]) -> str:
 
 
 def _verdict(found: Mapping[str, Any]) -> Iterator[str]:
-    yield f"the answer itself earns as: {', '.join(found['answers']) or 'nothing that was tried'}"
+    if any(kind["group"] == "answer" for kind in found["kinds"]):
+        forms = ", ".join(found["answers"]) or "nothing that was tried"
+        yield f"the answer itself earns as: {forms}"
+    else:
+        yield "no column was taken for the right answer; --answer_column names one"
     if found["forms"]:
         yield f"paid for the form alone, with a wrong answer: {', '.join(found['forms'])}"
     for kind in found["kinds"]:
@@ -153,6 +158,11 @@ def _verdict(found: Mapping[str, Any]) -> Iterator[str]:
 
 def _wrapped(line: str) -> list[str]:
     return textwrap.wrap(line, _WIDTH, subsequent_indent="  ")
+
+
+def _text(value: Any) -> str:
+    """A text, or that of the last of some messages."""
+    return value if isinstance(value, str) else str(value[-1].get("content") if value else "")
 
 
 def _number(value: float | None) -> str:

@@ -208,7 +208,7 @@ def examine(bench: Bench, rows: Sequence[Row], ids: Ids | None = None) -> Trial:
     checks = {
         "deterministic": not differing,
         "differing": differing[:_SHOWN],
-        "depends_on_batch": bool(apart) and not differing,
+        "depends_on_batch": None if differing else bool(apart),
         "alone": apart[:_SHOWN],
         "failures": failures,
         "latency_s": _latency(seconds, call, len(answered)),

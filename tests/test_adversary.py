@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from rewards import per_sample
@@ -12,6 +14,7 @@ from rl4lm.adversary import KINDS, attempts
 from rl4lm.attempting import try_tricks
 from rl4lm.errors import RewardFailedError
 from rl4lm.reward_lookup import NamedReward
+from rl4lm.rowfile import read_rows
 from rl4lm.subjects import short_answer, subjects
 from rl4lm.workbench import Bench
 
@@ -51,9 +54,7 @@ def test_a_reward_that_only_looks_for_the_answer_is_exposed():
     assert found["wrong_answer"] == 0.0
 
 
-@pytest.mark.parametrize(
-    ("reward", "rows"), [(exact_answer, ROWS), (gsm8k, ROWS), (gsm8k, SOLUTIONS)]
-)
+@pytest.mark.parametrize(("reward", "rows"), [(exact_answer, ROWS), (gsm8k, SOLUTIONS)])
 def test_strict_rewards_come_out_clean_and_pay_the_answer(reward, rows):
     found = tried(reward, rows)
     assert found["exposed"] == []
@@ -157,6 +158,16 @@ def test_the_function_that_a_program_should_define_is_found():
     ]
     entries = [subject.entry for subject in subjects(named)]
     assert entries == ["one", "two", "three", "four", "solution"]
+
+
+@pytest.mark.slow
+def test_a_grader_that_believes_the_exit_status_is_exposed_and_one_that_does_not_is_clean():
+    grader = str(Path(__file__).parents[1] / "recipes" / "hacking.py") + ":exit_status"
+    rows = read_rows("builtin:code", required=["prompt"], most=2)
+    weak = try_tricks(Bench.of(grader), rows, threshold=0.5)
+    assert {"program_exits", "program_equals_all"} <= set(weak["exposed"])
+    strict = try_tricks(Bench.of("rewards.programs:unit_tests"), rows, threshold=0.5)
+    assert strict["exposed"] == []
 
 
 def test_no_trick_is_the_right_answer_itself():

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 
+from rl4lm.builtin import model_path
 from rl4lm.cli import main
 
 EXACT = "rewards.arithmetic:exact_answer"
@@ -27,6 +29,9 @@ def crashes(completion, answer):
 
 def contains(completions, answer, **columns):
     return [float(a in c) for a, c in zip(answer, completions)]
+
+def messages(prompts, completions, **columns):
+    return [float(isinstance(p, str) == isinstance(c, str)) for p, c in zip(prompts, completions)]
 
 def tokens(completions, completion_ids, **columns):
     return [float(len(ids)) for ids in completion_ids]
@@ -64,7 +69,10 @@ def written(folder):
 
 @pytest.mark.parametrize(
     ("reward", "text", "counter", "least"),
-    [("hangs", "hang", "timeouts", -1.0), ("crashes", "crash", "crashes", 0.0)],
+    [
+        ("hangs", "hang", "timeouts", -1.0),
+        pytest.param("crashes", "crash", "crashes", 0.0, marks=pytest.mark.slow),
+    ],
 )
 def test_a_row_that_breaks_the_reward_scores_its_minimum_and_is_counted(
     reward, text, counter, least, score, folder
@@ -129,11 +137,36 @@ def test_completions_are_sampled_first_where_a_model_is_named(score, folder):
     assert (folder / "again.jsonl").read_bytes() == (folder / "scored.jsonl").read_bytes()
 
 
+def test_chat_prompts_are_rendered_for_the_model_and_told_as_messages(score, folder):
+    from transformers import AutoTokenizer
+
+    shutil.copytree(model_path("builtin:tiny-arithmetic"), folder / "chatty")
+    tokenizer = AutoTokenizer.from_pretrained(folder / "chatty")
+    tokenizer.chat_template = "{{ bos_token }}{{ messages[0]['content'] }}"
+    tokenizer.save_pretrained(folder / "chatty")
+    words = ["--reward", "mine.py:messages", "--num_generations", 2, "--max_completion_length", 6]
+    words += ["--model", "chatty", "--out", "scored.jsonl"]
+    asked = [{"role": "user", "content": "12+34="}]
+    found = score(*words, rows=[{"prompt": asked}, {"prompt": "12+34="}])
+    assert found["mean"] == 1.0  # every completion came as was to be expected
+    rows = written(folder)
+    assert [row["prompt"] for row in rows] == [asked, asked, "12+34=", "12+34="]
+    assert [row["completion"] for row in rows[:2]] != [""] * 2
+
+
 def test_a_tokenizer_makes_the_ids_that_rows_lack(score, folder):
     rows = [{"completion": "22"}, {"completion": "1", "completion_ids": [1, 2, 3]}]
     words = ["--reward", "mine.py:tokens", "--tokenizer", "builtin:tiny-arithmetic"]
     score(*words, "--out", "scored.jsonl", rows=rows)
     assert [row["reward"] for row in written(folder)] == [2.0, 3.0]
+
+
+def test_the_options_of_a_run_serve_but_for_its_rewards(score, folder):
+    (folder / "run.yaml").write_text(
+        "reward_funcs: [a:b, c:d]\nreward_weights: [1, 2]\nreward_timeout_s: 5\nmax_steps: 7\n"
+    )
+    rows = [{"completion": "2"}]
+    assert score("--reward", EXACT, "--config", "run.yaml", rows=rows)["mean"] == 1.0
 
 
 @pytest.mark.parametrize(
