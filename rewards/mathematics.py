@@ -35,10 +35,12 @@ _OPERAND = re.compile(
     )$""",
     re.VERBOSE | re.IGNORECASE,
 )
-# What stands between two guesses: "17, 18", "17 or 18", "17 dollars or maybe 18".
+# What stands between two guesses: "17, 18", "17 or 18", "17 dollars or maybe 18", "a) 17 b) 18",
+# "<answer>17</answer><answer>18</answer>".
+_MARK = r"""(?:[ \t,;|/&()?\[\]"']|</?\w{1,20}>|\b[a-h]\))"""
 _OR = r"(?:or|and|maybe|perhaps|possibly|either|else|even|alternatively|it\ is|is\ it)"
 _BETWEEN_GUESSES = re.compile(
-    rf"""  [ \t,;|/&()?\[\]]*(?:{_OR}[ \t,;|/&()?]*)*
+    rf"""  {_MARK}*(?:{_OR}[ \t,;|/&()?]*)*
       |    [^.\n=\d]{{0,30}}\bor\b[ \t,(]*(?:{_OR}[ \t,(]*)*
       |    [ \t]*\n[\s*•>-]*
     """,

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from types import FrameType
 
-from rl4lm import commands, evaluating, inspecting, peers
+from rl4lm import commands, evaluating, inspecting, peers, score
 from rl4lm.errors import (
     ConfigError,
     DataError,
@@ -46,7 +46,7 @@ _VERBS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
     "sample": (commands.sample, "look at completions of a model"),
     "verify": (inspecting.verify, "compare the gradient with the exact one, by enumeration"),
     "replay": (inspecting.replay, "do a logged step again, and compare loss and gradient norm"),
-    "score": (inspecting.score, "run a reward over completions in a file"),
+    "score": (score.score, "try a reward before training: completions of a file, and tricks"),
     "report": (inspecting.report, "a page to look at a run, or at several side by side"),
     "doctor": (inspecting.doctor, "why a run does not learn: look through its files"),
 }

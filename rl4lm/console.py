@@ -19,6 +19,7 @@ from rich.table import Table
 
 from rl4lm.panels import evaluation_table, group_tables, versus
 from rl4lm.rules.findings import Finding
+from rl4lm.scoreboard import report_lines, scored_table
 from rl4lm.wording import (
     clock,
     describe_evaluation,
@@ -222,23 +223,11 @@ class Screen:
     def scores(
         self, title: str, rows: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]
     ) -> None:
-        """Scored rows and their summary."""
-        table = Table(box=None, padding=(0, 2))
-        for header in ("prompt", "completion", "reward", "detail"):
-            justify = "right" if header == "reward" else "left"
-            table.add_column(header, justify=justify, overflow="fold")  # type: ignore[arg-type]
-        for row in rows[:_SCORE_ROWS]:
-            reward = "none" if row["reward"] is None else f"{row['reward']:.3g}"
-            detail = "" if row["detail"] is None else one_line(row["detail"])
-            completion = row["completion"]
-            table.add_row(one_line(row["prompt"], 40), one_line(completion), reward, detail)
-        self._console.print(table)
-        mean = "none" if summary["mean"] is None else f"{summary['mean']:.3f}"
-        more = f" (the first {_SCORE_ROWS} shown)" if len(rows) > _SCORE_ROWS else ""
-        self.note(
-            f"{title}: {summary['rows']} rows{more}, mean reward {mean}, "
-            f"{summary['none']} without a reward"
-        )
+        """Scored rows, their summary, and what else was found about the rewards."""
+        if rows:
+            self._console.print(scored_table(rows[:_SCORE_ROWS]))
+        for line in report_lines(title, summary, _SCORE_ROWS):
+            self.note(line)
 
     def verification(self, report: Mapping[str, Any]) -> None:
         """What `verify` found about one set of options: checks, verdict, variances."""

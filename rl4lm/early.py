@@ -19,7 +19,7 @@ from rl4lm.errors import RewardError, RewardFailedError
 from rl4lm.reward_calls import Answer, Batch, RewardContext, merged
 from rl4lm.reward_performing import is_async
 from rl4lm.scoring import Scorer
-from rl4lm.types import Example, Scores
+from rl4lm.types import Completion, Example, Scores
 
 # What a thread costs is some 10 ms a step: rewards that take less than this in all gain nothing.
 _WORTH_S = 0.1
@@ -32,7 +32,7 @@ class _Finished(NamedTuple):
     """A completion that has ended."""
 
     row: int
-    text: str
+    text: Completion
     ids: Sequence[int]
 
 

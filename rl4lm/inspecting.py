@@ -1,4 +1,4 @@
-"""The verbs that look at what is there: rewards, the estimator, the log of a run.
+"""The verbs that look at what is there: the estimator, the log of a run.
 
 Modules that need torch are imported inside the functions.
 """
@@ -13,8 +13,6 @@ from rl4lm.commands import default_values, print_json, quiet_libraries, settings
 from rl4lm.errors import ConfigError
 from rl4lm.logged import check_run
 from rl4lm.options import OptionParser, add_config_arguments, config_from
-from rl4lm.reward_lookup import resolve_rewards
-from rl4lm.rowfile import read_rows, write_rows
 
 _VERIFY = (
     "use_peft",
@@ -33,37 +31,6 @@ _VERIFY = (
     "activation_checkpointing",
     "seed",
 )
-
-
-def score(argv: Sequence[str]) -> None:
-    """``rl4lm score``: a reward over completions in a file."""
-    parser = OptionParser(
-        prog="rl4lm score",
-        description="Run a reward over rows that hold prompt, completion and any columns.",
-        usage="%(prog)s --reward NAME --data rows.jsonl [--out scored.jsonl] [--json]",
-    )
-    parser.add_argument("--reward", help="package.module:function or path/to/file.py:function")
-    parser.add_argument("--data", help="a jsonl file with a row per line")
-    parser.add_argument("--out", help="where the rows go with `reward` and `detail` added")
-    parser.add_argument("--json", action="store_true", help="print the summary as JSON")
-    namespace = parser.parse_args(argv)
-    for name in ("reward", "data"):
-        if getattr(namespace, name) is None:
-            raise ConfigError(f"--{name} is missing; usage: {parser.format_usage()[7:].strip()}")
-    resolve_rewards([namespace.reward])
-    rows = read_rows(Path(namespace.data))
-    from rl4lm.workbench import score_rows, summarize_scores
-
-    scored = score_rows(rows, namespace.reward)
-    if namespace.out is not None:
-        write_rows(Path(namespace.out), scored)
-    summary = summarize_scores(scored)
-    if namespace.json:
-        print_json(summary)
-    else:
-        from rl4lm.console import Screen
-
-        Screen().scores(namespace.reward, scored, summary)
 
 
 def verify(argv: Sequence[str]) -> None:

@@ -116,6 +116,17 @@ def _check_causal(name: str, config: Any) -> None:
         )
 
 
+def open_tokenizer(name: str, *, trust_remote_code: bool = False) -> Any:
+    """The tokenizer of a checkpoint, or of a folder that holds nothing else.
+
+    Raises:
+        ModelError: there is none.
+    """
+    path = str(model_path(name)) if name.startswith("builtin:") else name
+    base, _ = split_adapter(path)
+    return _load_tokenizer(path, base, name, trust_remote_code)
+
+
 def _load_tokenizer(path: str, base: str, name: str, trust_remote_code: bool) -> Any:
     from transformers import AutoTokenizer
 

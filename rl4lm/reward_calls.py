@@ -3,7 +3,8 @@
 A reward is called with keywords over all rows in order: `prompts`, `completions`, each extra column
 by its name, and, where it names them or takes ``**kwargs``, `completion_ids`, `trainer_state`,
 `log_extra`, `log_metric`. It returns one float or None per completion, or a list of floats with one
-per token. Any reward written for TRL works unchanged.
+per token. Any reward written for TRL works unchanged; one that reads messages only is handed texts
+as messages.
 
 Imports no torch: the worker process of a reward reads this module too.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,7 +22,10 @@ from typing import TYPE_CHECKING, Any
 from rl4lm.reward_lookup import NamedReward
 
 if TYPE_CHECKING:
-    from rl4lm.types import Example  # which imports torch
+    from rl4lm.types import Completion, Example  # which imports torch
+
+# How `completions` is annotated by a reward that reads messages only, as most of TRL's are.
+_MESSAGES = re.compile(r"(list|sequence)\[(list|sequence)\[(dict|mapping)(\[[^\[\]]*\])?\]\]")
 
 Value = float | list[float]  # a row's reward, nan for None; or one number per token
 
@@ -83,7 +88,7 @@ class Batch:
     """B completions, and everything that a reward may ask for about them."""
 
     examples: Sequence[Example]  # B of them: an example again for each of its completions
-    completions: Sequence[str]
+    completions: Sequence[Completion]
     completion_ids: Sequence[Sequence[int]]
     context: RewardContext
     numbers: Sequence[int]  # of the rows, as messages name them
@@ -102,16 +107,22 @@ class Batch:
         """A row in words."""
         return f"row {self.numbers[row]} (prompt {self.examples[row].prompt_id})"
 
-    def keywords(self) -> dict[str, Any]:
-        """By name, one value per completion in order; and where training stands."""
+    def keywords(self, as_messages: bool = False) -> dict[str, Any]:
+        """By name, one value per completion in order; and where training stands.
+
+        Args:
+            as_messages: hand a text over as a message of the assistant though its prompt is text.
+        """
         keywords: dict[str, Any] = {
             name: [example.columns[name] for example in self.examples]
             for name in self.examples[0].columns
         }
         keywords["prompts"] = [example.prompt for example in self.examples]
         keywords["completions"] = [
-            text if isinstance(example.prompt, str) else [{"role": "assistant", "content": text}]
-            for text, example in zip(self.completions, self.examples, strict=True)
+            [{"role": "assistant", "content": completion}]
+            if isinstance(completion, str) and (as_messages or not isinstance(example.prompt, str))
+            else completion
+            for completion, example in zip(self.completions, self.examples, strict=True)
         ]
         keywords["completion_ids"] = [list(ids) for ids in self.completion_ids]
         keywords["trainer_state"] = self.context
@@ -151,11 +162,25 @@ def accepted(function: Callable[..., Any], offered: Mapping[str, Any]) -> dict[s
     return {k: v for k, v in offered.items() if takes_all or k in parameters}
 
 
+def reads_messages(function: Callable[..., Any]) -> bool:
+    """Whether a reward says, by the annotation of `completions`, that it reads chat messages only.
+
+    ``list[list[dict]]``, with or without what the dictionaries hold, also as text or with Sequence
+    and Mapping; no union of that with texts.
+    """
+    parameter = inspect.signature(function, follow_wrapped=False).parameters.get("completions")
+    annotation = None if parameter is None else parameter.annotation
+    said = annotation if isinstance(annotation, str) else repr(annotation)
+    return _MESSAGES.fullmatch(re.sub(r"[\w.]+\.", "", said).lower()) is not None
+
+
 def call_about(reward: NamedReward, batch: Batch, prefix: str) -> Call:
     """The call that asks a reward about a batch; its notes' names get a prefix."""
     return Call(
         reward=reward.name,
-        keywords=accepted(reward.function, batch.keywords()),
+        keywords=accepted(
+            reward.function, batch.keywords(as_messages=reads_messages(reward.function))
+        ),
         numbers=batch.numbers,
         prompt_ids=[example.prompt_id for example in batch.examples],
         lengths=[len(ids) for ids in batch.completion_ids],

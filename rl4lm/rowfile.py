@@ -1,6 +1,8 @@
-"""Files of rows to score: completions with their prompts and columns, as JSON lines.
+"""Rows to score: prompts with the columns of their rewards, and mostly completions, from files.
 
-Imports no torch, so that a broken line is answered at once.
+JSON lines are read here, a line at a time, so that a broken one is named by its number and columns
+need not have one type. Other formats and data sets go through `rl4lm.sources`. Imports no torch, so
+that a broken line is answered at once.
 """
 
 from __future__ import annotations
@@ -9,74 +11,126 @@ import codecs
 import contextlib
 import errno
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from rl4lm.errors import DataError, OutputError
+from rl4lm.builtin import is_builtin
+from rl4lm.errors import DataError, OutputError, did_you_mean
+from rl4lm.sources import Access, load_rows
 
 Row = Mapping[str, Any]
 
 REQUIRED = ("prompt", "completion")
+_TABLES = (".csv", ".parquet")
 
 
-def read_rows(path: Path) -> list[Row]:
-    """Read a jsonl file of rows to score.
+def read_rows(
+    path: str | Path,
+    *,
+    required: Sequence[str] = REQUIRED,
+    prompt_column: str = "prompt",
+    split: str = "train",
+    most: int | None = None,
+) -> list[Row]:
+    """Read rows to score.
+
+    Args:
+        path: a jsonl, json, csv or parquet file, or a data set that `rl4lm.data.load_split` knows.
+        required: what each row must have, of `prompt` and `completion`.
+        prompt_column: the column that is called `prompt` in the rows returned.
+        split: of a data set that is no file.
+        most: rows read, the first ones; None for all.
 
     Raises:
-        DataError: no file, a line that is not a JSON object, a row without prompt or completion,
-            or no rows; names the line.
+        DataError: no file, a line that is not a JSON object, a row without what is required, or no
+            rows; names the line or the row.
     """
-    try:
-        content = path.read_bytes()
-    except (OSError, ValueError) as error:  # ValueError: a name with a null byte
-        raise DataError(
-            f"--data {str(path)!r:.100} cannot be read: {error}; name a jsonl file"
-        ) from error
-    rows = list(_parse(path, content.removeprefix(codecs.BOM_UTF8)))
+    found = islice(_rows(path, split), most)
+    rows = [
+        _checked(where, _with_prompt(row, prompt_column), required, shown)
+        for where, row, shown in found
+    ]
     if not rows:
         raise DataError(f"--data {str(path)!r} has no rows; write one JSON object per line")
     return rows
 
 
-def _parse(path: Path, content: bytes) -> Iterator[Row]:
+def _rows(path: str | Path, split: str) -> Iterator[tuple[str, Any, str]]:
+    """Each row with its place, and how a message shows it."""
+    if is_builtin(str(path)) or _is_data_set(Path(path)):
+        loaded = load_rows(str(path), split, Access())
+        return ((f"{path}, row {i}", row, str(row)) for i, row in enumerate(loaded, start=1))
+    return _parse(Path(path))
+
+
+def _is_data_set(path: Path) -> bool:
+    """Whether a name is read by `rl4lm.sources`: a table, or the ``owner/name`` of the hub."""
+    if path.suffix.lower() in _TABLES:
+        return True
+    with contextlib.suppress(OSError, ValueError):  # no name of a file; it is told when it is read
+        return (
+            len(path.parts) == 2
+            and not path.parent.exists()
+            and not path.suffix.lower().startswith(".json")
+            and path.parts[0] not in ("/", "..", "~")
+        )
+    return False
+
+
+def _parse(path: Path) -> Iterator[tuple[str, Any, str]]:
+    try:
+        content = path.read_bytes().removeprefix(codecs.BOM_UTF8)
+    except (OSError, ValueError) as error:  # ValueError: a name with a null byte
+        raise DataError(
+            f"--data {str(path)!r:.100} cannot be read: {error}; name a jsonl, json, csv or "
+            "parquet file"
+        ) from error
+    if path.suffix.lower() == ".json" and content.lstrip().startswith(b"["):
+        rows = _decoded(f"{path}", content, "a list of JSON objects")
+        yield from ((f"{path}, row {i}", row, str(row)) for i, row in enumerate(rows, start=1))
+        return
     for number, encoded in enumerate(content.split(b"\n"), start=1):
-        if not encoded.strip():
-            continue
-        try:
-            line = encoded.decode("utf-8")
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:  # ValueError: not UTF-8, or a huge number
-            raise DataError(
-                f"{path}, line {number}: not JSON: {error}; write one JSON object per line, in "
-                "UTF-8"
-            ) from error
-        missing = [n for n in REQUIRED if not isinstance(row, dict) or row.get(n) is None]
-        if missing:
-            raise DataError(
-                f"{path}, line {number}: a row must be a JSON object with prompt and completion, "
-                f"and {' and '.join(missing)} is missing: {line[:100]}"
-            )
-        if not _is_completion(row["completion"]):
-            raise DataError(
-                f"{path}, line {number}: the completion must be text or a list of messages such as "
-                f'{{"role": "assistant", "content": "text"}}, got {row["completion"]!r:.100}'
-            )
-        if not isinstance(row["prompt"], str | list):
-            raise DataError(
-                f"{path}, line {number}: the prompt must be text or a list of messages, got "
-                f"{row['prompt']!r:.100}"
-            )
-        if not _is_ids(row.get("completion_ids")):
-            raise DataError(
-                f"{path}, line {number}: completion_ids must be a list of token ids, got "
-                f"{row['completion_ids']!r:.100}"
-            )
-        yield row
+        if encoded.strip():
+            where = f"{path}, line {number}"
+            row = _decoded(where, encoded, "one JSON object per line")
+            yield where, row, encoded.decode("utf-8")
+
+
+def _decoded(where: str, encoded: bytes, expected: str) -> Any:
+    try:
+        return json.loads(encoded.decode("utf-8"))
+    except (ValueError, RecursionError) as error:  # ValueError: not UTF-8, or a huge number
+        raise DataError(f"{where}: not JSON: {error}; write {expected}, in UTF-8") from error
+
+
+def _with_prompt(row: Any, column: str) -> Any:
+    if column == "prompt" or not isinstance(row, Mapping) or column not in row:
+        return row
+    return {"prompt": row[column], **{n: v for n, v in row.items() if n not in (column, "prompt")}}
+
+
+def _checked(where: str, row: Any, required: Sequence[str], shown: str) -> Row:
+    missing = [n for n in required if not isinstance(row, Mapping) or row.get(n) is None]
+    if missing:
+        without = "completion" in missing and isinstance(row, Mapping) and "completion" not in row
+        near = did_you_mean("prompt", row) if isinstance(row, Mapping) else ""
+        raise DataError(
+            f"{where}: a row must be a JSON object with {' and '.join(required)}, "
+            f"and {' and '.join(missing)} is missing: {shown[:100]}"
+            + (near and f"{near}, with --prompt_column" if "prompt" in missing else "")
+            + ("; --model NAME samples completions first" if without else "")
+        )
+    for name, (fits, expected) in _EXPECTED.items():
+        value = row.get(name)
+        if value is not None and not fits(value):
+            raise DataError(f"{where}: {expected}, got {value!r:.100}")
+    return row
 
 
 def _is_ids(value: Any) -> bool:
-    return value is None or (isinstance(value, list) and all(isinstance(v, int) for v in value))
+    return isinstance(value, list) and all(isinstance(v, int) for v in value)
 
 
 def _is_completion(value: Any) -> bool:
@@ -85,7 +139,22 @@ def _is_completion(value: Any) -> bool:
     return isinstance(value, str)
 
 
-def write_rows(path: Path, rows: Sequence[Row]) -> None:
+# Column -> what it may hold, and in words.
+_EXPECTED: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    "completion": (
+        _is_completion,
+        "the completion must be text or a list of messages such as "
+        '{"role": "assistant", "content": "text"}',
+    ),
+    "prompt": (
+        lambda value: isinstance(value, str | list),
+        "the prompt must be text or a list of messages",
+    ),
+    "completion_ids": (_is_ids, "completion_ids must be a list of token ids"),
+}
+
+
+def write_rows(path: Path, rows: Iterable[Row]) -> None:
     """Write rows as jsonl, whole or not at all.
 
     Raises:
@@ -97,7 +166,7 @@ def write_rows(path: Path, rows: Sequence[Row]) -> None:
             raise IsADirectoryError(errno.EISDIR, "it is a directory")
         with temporary.open("w", encoding="utf-8") as file:
             for row in rows:
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                file.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
         temporary.replace(path)
     except (OSError, UnicodeEncodeError) as error:  # the latter: half of a surrogate pair
         with contextlib.suppress(OSError):  # it may never have been made

@@ -28,7 +28,7 @@ from rl4lm.reward_lookup import NamedReward
 from rl4lm.reward_performing import is_async, perform, perform_together
 from rl4lm.reward_process import RewardProcess
 from rl4lm.reward_retries import Asking, Failure
-from rl4lm.types import Example, Scores
+from rl4lm.types import Completion, Example, Scores
 from rl4lm.unanswered import Unanswered, total
 
 
@@ -156,7 +156,7 @@ class Scorer:
     def __call__(
         self,
         examples: Sequence[Example],
-        completions: Sequence[str],
+        completions: Sequence[Completion],
         completion_ids: Sequence[Sequence[int]],
         context: RewardContext,
         known: Mapping[int, Answer] | None = None,
@@ -165,7 +165,7 @@ class Scorer:
 
         Args:
             examples: P of them.
-            completions: B texts.
+            completions: B texts, or messages of the assistant.
             completion_ids: of each completion.
             context: for rewards that ask where training stands.
             known: by place, rewards that are not called because their answer is there already.
@@ -191,6 +191,7 @@ class Scorer:
             token_rewards=_dealt_to_tokens(values, self._weights.tolist(), completion_ids),
             extra={name: values for answer in answers for name, values in answer.extra.items()},
             metrics={name: value for answer in answers for name, value in answer.metrics.items()},
+            lost={row for answer in answers for row in answer.lost},
         )
 
     def ask(self, reward: int, batch: Batch) -> Answer:

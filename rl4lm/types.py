@@ -13,7 +13,7 @@ never recomputed from ids, because ``pad == eos`` is common.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 Message = Mapping[str, str]  # {"role": ..., "content": ...}
+Completion = str | Sequence[Message]  # text, as it is sampled, or messages, as in a file
 
 
 @dataclass(frozen=True)
@@ -180,6 +181,7 @@ class Scores:
     #                      it; None where no reward is given per token
     extra: Mapping[str, Sequence[Any]] = field(default_factory=dict)  # log_extra: name -> B values
     metrics: Mapping[str, float] = field(default_factory=dict)  # log_metric: name -> value
+    lost: Collection[int] = ()  # of the B rows, those at which a reward hung or crashed
 
 
 @dataclass(frozen=True)

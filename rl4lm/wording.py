@@ -142,11 +142,24 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
+def seconds(value: float) -> str:
+    """A short time with its unit."""
+    for unit, size in (("s", 1.0), ("ms", 1e-3)):
+        if value >= size:
+            return f"{value / size:.3g} {unit}"
+    return f"{value * 1e6:.0f} µs"
+
+
 def one_line(text: Any, width: int = 60) -> str:
+    """`shortened`, with what rich would take for markup escaped."""
+    return escape(shortened(text, width))
+
+
+def shortened(text: Any, width: int = 60) -> str:
     """Text on one line, its control characters visible, long ones shortened in the middle."""
     shown = (
         str(text).encode("unicode_escape").decode() if not str(text).isprintable() else str(text)
     )
     if len(shown) > width:
         shown = f"{shown[: width // 2 - 1]}…{shown[-(width // 2) :]}"
-    return escape(shown)
+    return shown

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+import random
+import time
 
 import pytest
 
+from rewards import per_sample
+from rewards.arithmetic import exact_answer
 from rl4lm.errors import DataError, OutputError, RewardError, RewardFailedError
+from rl4lm.reward_lookup import NamedReward
 from rl4lm.rowfile import read_rows, write_rows
-from rl4lm.workbench import score_rows, summarize_scores
+from rl4lm.tallying import summarize_scores
+from rl4lm.workbench import Bench, batch_of, examine, score_rows
 
 EXACT = "rewards.arithmetic:exact_answer"
 
@@ -32,15 +38,6 @@ def test_rows_gain_a_reward_and_a_detail_and_keep_the_rest():
     scored = score_rows(rows, EXACT)
     assert scored[0] == {**rows[0], "reward": 1.0, "detail": "read 2, expected 2"}
     assert [row["reward"] for row in scored] == [1.0, 0.0, None]
-    assert summarize_scores(scored) == {
-        "rows": 3,
-        "scored": 2,
-        "none": 1,
-        "mean": 0.5,
-        "std": pytest.approx(0.5**0.5),
-        "min": 0.0,
-        "max": 1.0,
-    }
 
 
 def test_a_conversational_completion_is_scored_by_its_last_message():
@@ -120,3 +117,192 @@ def test_rows_are_written_whole_or_not_at_all(tmp_path):
     assert path.read_text(encoding="utf-8") == '{"a": "é"}\n{"a": null}\n'
     with pytest.raises(OutputError, match="cannot be written"):
         write_rows(tmp_path / "nowhere" / "scored.jsonl", [])
+
+
+SUMS = [
+    {"prompt": "1+1=", "completion": text, "answer": "2"}
+    for text in ("2", "3", "x", "2 ", "", "22")
+]
+
+
+def bench(*functions, **settings):
+    """Functions that are called in this process, without a time limit."""
+    named = [NamedReward(f"r{i}", function) for i, function in enumerate(functions)]
+    return Bench(named, settings.pop("weights", [1.0] * len(named)), **settings)
+
+
+def test_a_reward_that_says_the_same_twice_is_deterministic():
+    checks = examine(bench(exact_answer), SUMS).checks
+    assert checks["deterministic"] is True
+    assert (checks["differing"], checks["alone"]) == ([], [])
+    assert checks["depends_on_batch"] is False
+    assert checks["failures"] == dict.fromkeys(("timeouts", "crashes", "retried", "masked"), 0)
+
+
+def test_a_reward_that_draws_numbers_is_found_out_with_its_rows():
+    draws = random.Random(0)
+    checks = examine(
+        bench(lambda completions, **k: [draws.random() for _ in completions]), SUMS
+    ).checks
+    assert checks["deterministic"] is False
+    assert [row["row"] for row in checks["differing"]] == [1, 2, 3, 4, 5]
+    assert all(row["first"] != row["again"] for row in checks["differing"])
+
+
+def test_a_reward_that_compares_completions_depends_on_the_batch_and_is_deterministic():
+    def rank(completions, **columns):
+        return [float(sorted(completions).index(text)) for text in completions]
+
+    checks = examine(bench(rank), SUMS).checks
+    assert (checks["deterministic"], checks["depends_on_batch"]) == (True, True)
+    assert {"row": 1, "first": 1.0, "again": 0.0} in checks["alone"]
+
+
+def test_latency_is_that_of_calls_about_one_row_beside_one_call_about_all():
+    def slow(completions, **columns):
+        time.sleep(0.02)
+        return [0.0] * len(completions)
+
+    latency = examine(bench(slow), SUMS).checks["latency_s"]
+    assert latency["calls_alone"] == 6
+    assert 0.02 <= latency["p50"] <= latency["p90"] <= latency["p99"] <= latency["max"]
+    assert latency["call"] >= 0.02
+    assert latency["per_row"] == latency["call"] / 6
+
+
+def test_a_reward_that_needs_several_rows_has_no_time_for_one():
+    def spread(completions, **columns):
+        if len(completions) < 2:
+            raise ValueError("two at least")
+        return [0.0] * len(completions)
+
+    latency = examine(bench(spread), SUMS).checks["latency_s"]
+    assert (latency["p50"], latency["calls_alone"]) == (None, 0)
+    assert latency["per_row"] > 0
+
+
+def test_several_rewards_are_added_up_by_their_weights_and_told_apart():
+    def length(completions, log_extra, **columns):
+        log_extra("detail", [f"{len(text)} characters" for text in completions])
+        return [float(len(text)) for text in completions]
+
+    scored = examine(bench(exact_answer, length, weights=[1.0, 0.1]), SUMS).rows
+    assert scored[3]["reward"] == pytest.approx(1.2)
+    assert scored[3]["rewards"] == {"r0": 1.0, "r1": 2.0}
+    assert scored[3]["r1/detail"] == "2 characters"
+    assert scored[3]["r0/detail"] == "read 2, expected 2"
+
+
+def test_what_a_reward_notes_is_written_where_the_row_has_no_such_column():
+    def noting(completions, log_extra, **columns):
+        log_extra("answer", ["mine"] * len(completions))
+        log_extra("parsed", ["yes"] * len(completions))
+        return [0.0] * len(completions)
+
+    (row,) = examine(bench(noting), SUMS[:1]).rows
+    assert (row["answer"], row["parsed"]) == ("2", "yes")
+
+
+def test_rows_of_a_run_are_scored_again_as_they_are():
+    logged = {
+        "step": 3, "prompt_id": "train-0", "sample": 0, "prompt": "1+1=", "completion": "2",
+        "prompt_ids": [1], "completion_ids": [5, 2], "reward": 0.0, "rewards": {"r0": 0.0},
+        "advantage": -0.5, "sampling_logprob": -1.0, "truncated": False, "detail": "old",
+    }  # fmt: skip
+    seen = {}
+
+    def counting(completions, completion_ids, **columns):
+        seen.update(columns)
+        return [float(len(ids)) for ids in completion_ids]
+
+    (row,) = examine(bench(counting), [logged]).rows
+    assert row == {**logged, "reward": 2.0, "detail": None}
+    assert seen["advantage"] == [-0.5]
+
+
+def test_a_reward_of_token_ids_is_refused_rows_without_them():
+    def length(completions, completion_ids, **columns):
+        return [float(len(ids)) for ids in completion_ids]
+
+    @per_sample
+    def one_by_one(completion, completion_ids):
+        return float(len(completion_ids))
+
+    rows = [{**SUMS[0], "completion_ids": [5]}, SUMS[1]]
+    for function in (length, one_by_one):
+        with pytest.raises(DataError, match=r"row 2 has none.*--tokenizer NAME"):
+            batch_of(bench(function), rows)
+        made = batch_of(bench(function), rows, lambda texts: [[7, 7]] * len(texts))
+        assert made.completion_ids == [[5], [7, 7]]
+    assert batch_of(bench(exact_answer), rows).completion_ids == [[5], []]
+
+
+def test_messages_of_a_completion_are_handed_over_as_they_are():
+    seen = []
+
+    def spy(completions, **columns):
+        seen.extend(completions)
+        return [0.0] * len(completions)
+
+    chat = [{"role": "assistant", "content": "a"}, {"role": "assistant", "content": "b"}]
+    asked = [{"role": "user", "content": "?"}]
+    rows = [("p", "text"), ("p", chat), (asked, "text"), (asked, chat)]
+    batch_of(bench(spy), [{"prompt": p, "completion": c} for p, c in rows]).scored_by(
+        bench(spy).scorer()
+    )
+    assert seen == ["text", chat, [{"role": "assistant", "content": "text"}], chat]
+
+
+def test_a_reward_annotated_for_messages_gets_texts_as_messages():
+    def reads(completions: list[list[dict[str, str]]], **columns):
+        return [float(completion[0]["content"] == "2") for completion in completions]
+
+    def either(completions: list[str] | list[list[dict[str, str]]], **columns):
+        return [float(completion == "2") for completion in completions]
+
+    for function in (reads, either):
+        scored = examine(bench(function), SUMS).rows
+        assert [row["reward"] for row in scored] == [1.0, 0.0, 0.0, 0.0, 0.0, 0.0]
+
+
+def test_a_reward_that_raises_is_masked_where_that_was_asked_for():
+    @per_sample
+    def inverse(completion):
+        return 1.0 / len(completion)
+
+    trial = examine(bench(inverse, on_error="mask"), SUMS)
+    assert [row["reward"] is None for row in trial.rows] == [not row["completion"] for row in SUMS]
+    assert trial.checks["failures"]["masked"] == 1
+    with pytest.raises(RewardFailedError, match="ZeroDivisionError"):
+        examine(bench(inverse), SUMS)
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet", "json"])
+def test_rows_are_read_from_tables_and_lists_too(ending, tmp_path):
+    path = tmp_path / f"rows.{ending}"
+    rows = [{"prompt": "1+1=", "completion": "two", "answer": "zwei"}] * 2
+    if ending == "json":
+        path.write_text(json.dumps(rows))
+    else:
+        import pandas
+
+        frame = pandas.DataFrame(rows)
+        frame.to_csv(path, index=False) if ending == "csv" else frame.to_parquet(path)
+    assert read_rows(path) == rows
+    assert read_rows(path, most=1) == rows[:1]
+
+
+def test_a_data_set_of_training_gives_rows_without_completions():
+    rows = read_rows("builtin:arithmetic", required=["prompt"], split="test", most=3)
+    assert [set(row) >= {"prompt", "answer"} for row in rows] == [True] * 3
+    with pytest.raises(DataError, match=r"completion is missing.*--model NAME"):
+        read_rows("builtin:arithmetic")
+
+
+def test_the_prompts_may_have_another_columns_name(file):
+    path = file('{"question": "q", "completion": "c", "answer": "a"}')
+    assert read_rows(path, prompt_column="question") == [
+        {"prompt": "q", "completion": "c", "answer": "a"}
+    ]
+    with pytest.raises(DataError, match="prompt is missing"):
+        read_rows(path)
