@@ -3,11 +3,11 @@
     worker = Killable("rewards.formulas", seconds=3.0)
     worker.call("equivalent", "1/2", "0.5")   # JSON goes in and comes out
 
-Libraries for algebra compute what they are given, and cannot be interrupted: a power of powers hangs
-in C code, where no signal handler runs. So a process imports the module once, and forks a worker that
-performs the calls. The kernel ends a worker that has used up its seconds, and the next one is forked
-in milliseconds. Seconds are of processor time: what a row scores must not depend on how busy a
-machine is. Linux and macOS.
+Libraries for algebra compute what they are given, and cannot be interrupted: a power of powers
+hangs in C code, where no signal handler runs. So a process imports the module once, and forks a
+worker that performs the calls. The kernel ends a worker that has used up its seconds, and the next
+one is forked in milliseconds. Seconds are of processor time: what a row scores must not depend on
+how busy a machine is. Linux and macOS.
 """
 
 from __future__ import annotations

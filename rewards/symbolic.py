@@ -2,8 +2,8 @@ r"""Rewards for answers that are formulas, by symbolic equivalence. Needs the ex
 
     boxed_math   the formula in `\boxed{...}` is equivalent to the row's `answer`
 
-`math-verify` reads the LaTeX and compares with `sympy`, which can take for ever (`9^{9^{9}}`). It runs
-in a process beside, and a row that takes more than `SECONDS` there is a wrong answer.
+`math-verify` reads the LaTeX and compares with `sympy`, which can take for ever (`9^{9^{9}}`). It
+runs in a process beside, and a row that takes more than `SECONDS` there is a wrong answer.
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ from rl4lm.fitting import check_prompts, check_vocabulary, leave_out_unfit
 from rl4lm.policy import Policy
 from rl4lm.preparing import make_policy
 from rl4lm.probe import probe
+from rl4lm.procedural import PUZZLES_SOLVED, is_procedural
 from rl4lm.reward_lookup import NamedReward, Reward, check_columns, resolve_rewards
 from rl4lm.sampler import Sampler
 from rl4lm.sampling import EndRule
@@ -93,10 +94,13 @@ def assemble_judges(
 
 def _accuracy(config: ReinforceConfig, columns: Sequence[str]) -> NamedReward | None:
     """The accuracy function; the default one only where the rows have answers."""
-    by_default = config.accuracy_func == OPTIONS["accuracy_func"].default
-    if config.accuracy_func is None or (by_default and _ANSWER_COLUMN not in columns):
+    name = config.accuracy_func
+    by_default = name == OPTIONS["accuracy_func"].default
+    if name is None or (by_default and _ANSWER_COLUMN not in columns):
         return None
-    (accuracy,) = resolve_rewards([config.accuracy_func])
+    if by_default and is_procedural(config.dataset_name):
+        name = PUZZLES_SOLVED
+    (accuracy,) = resolve_rewards([name])
     check_columns([accuracy], columns)
     return accuracy
 

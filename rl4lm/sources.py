@@ -13,6 +13,7 @@ from typing import Any
 
 from rl4lm.builtin import dataset_rows, is_builtin
 from rl4lm.errors import DataError, MissingSplitError, did_you_mean
+from rl4lm.procedural import is_procedural, puzzle_rows
 
 Row = Mapping[str, Any]
 
@@ -75,6 +76,8 @@ def no_prompts(rows: str, columns: Sequence[str], prompt_column: str) -> DataErr
 
 def load_rows(name: str, split: str) -> Sequence[Row]:
     """The rows of one split; `rl4lm.data.load_split` says what names and splits there are."""
+    if is_procedural(name):
+        return puzzle_rows(name, split)
     return dataset_rows(name, split) if is_builtin(name) else _load_with_datasets(name, split)
 
 

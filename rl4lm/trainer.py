@@ -38,6 +38,7 @@ from rl4lm.offpolicy import check_off_policy
 from rl4lm.provenance import given_in_python
 from rl4lm.resume import Start, agree, check_output, find_start
 from rl4lm.reward_lookup import Reward
+from rl4lm.reward_models import listed
 from rl4lm.saving import Checkpoints, unsaved
 from rl4lm.served import check_server
 from rl4lm.stopping import StopRequest
@@ -71,12 +72,14 @@ class ReinforceTrainer:
         peft_config: Any = None,
         callbacks: Sequence[Callback] | None = None,
         screen: Screen | None = None,
+        reward_processing_classes: Any = None,
     ) -> None:
         """Put a run together and check it; nothing is written yet.
 
         Args:
             model: a name, a directory or a model object; None means ``args.model_name_or_path``.
-            reward_funcs: one or several callables or names; None means ``args.reward_funcs``.
+            reward_funcs: one or several callables, names or sequence classifiers; None means
+                ``args.reward_funcs``.
             args: the configuration; None means the defaults.
             train_dataset: rows with the prompt column; None means ``args.dataset_name``.
             eval_dataset: rows to evaluate on; None means ``args.dataset_test_split``.
@@ -84,6 +87,8 @@ class ReinforceTrainer:
             peft_config: an adapter to train; None means that ``args.use_peft`` decides.
             callbacks: told of every finished step.
             screen: where progress is shown; None means the standard output.
+            reward_processing_classes: tokenizers of the reward models among ``reward_funcs``, None
+                for functions; None means their own.
 
         Raises:
             Rl4lmError: one of its kinds, in words, for whatever cannot be used.
@@ -101,7 +106,8 @@ class ReinforceTrainer:
         check_server(config, config.temperature)
         screen = screen or Screen(logging_steps=config.logging_steps)
         screen.only_if(self.world.is_main)
-        self.task: Task = assemble_task(config, _listed(reward_funcs), train_dataset, eval_dataset)
+        rewards = listed(reward_funcs, reward_processing_classes)
+        self.task: Task = assemble_task(config, rewards, train_dataset, eval_dataset)
         splits = [self.task.train, self.task.evaluation]
         self.policy, notes = assemble_policy(
             config, model, processing_class, peft_config, splits, self.world
@@ -118,7 +124,7 @@ class ReinforceTrainer:
             model=model,
             processing_class=processing_class,
             peft_config=peft_config,
-            reward_funcs=_listed(reward_funcs),
+            reward_funcs=rewards,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
         )
@@ -380,12 +386,3 @@ class ReinforceTrainer:
         if self.config.output_dir is not None:
             footer += f"; weights in {Path(self.config.output_dir) / 'model'}"
         self.screen.before_after(summary["eval_before"], summary["eval_after"], footer)
-
-
-def _listed(
-    reward_funcs: str | Reward | Sequence[str | Reward] | None,
-) -> Sequence[str | Reward] | None:
-    """One reward or several as a list."""
-    if isinstance(reward_funcs, str) or callable(reward_funcs):
-        return [reward_funcs]
-    return reward_funcs
