@@ -44,8 +44,8 @@ def score(entry_json: str, answer: str) -> tuple[float, str]:
         Exception: of any kind, if the grader raises for the right answer as well.
     """
     entry = _plain(json.loads(entry_json))
-    made = _made(entry["task"], json.dumps(entry["config"], sort_keys=True))
-    refusal = _refusal(made, answer)
+    made, grader = _made(entry["task"], json.dumps(entry["config"], sort_keys=True))
+    refusal = _refusal(grader, answer)
     if refusal:
         return 0.0, refusal
     try:
@@ -59,21 +59,17 @@ def score(entry_json: str, answer: str) -> tuple[float, str]:
 
 
 @lru_cache(maxsize=64)
-def _made(task: str, config: str) -> Any:
-    return create_dataset(task, **json.loads(config))
+def _made(task: str, config: str) -> tuple[Any, str]:
+    """A task, and the program text of its grader."""
+    made = create_dataset(task, **json.loads(config))
+    return made, inspect.getsource(made.score_answer)
 
 
-@lru_cache(maxsize=64)
-def _source(grader: type) -> str:
-    return inspect.getsource(grader.score_answer)  # type: ignore[attr-defined]
-
-
-def _refusal(made: Any, answer: str) -> str:
-    """Why an answer must not reach the grader; empty where it may."""
-    source = _source(type(made))
-    if re.search(r"\beval\(", source) and not is_data(answer):
+def _refusal(grader: str, answer: str) -> str:
+    """Why an answer must not reach a grader; empty where it may."""
+    if re.search(r"\beval\(", grader) and not is_data(answer):
         return "a program is no answer"
-    if re.search(r"\b(?:parse_expr|sympify)\(", source) and not is_formula(answer):
+    if re.search(r"\b(?:parse_expr|sympify)\(", grader) and not is_formula(answer):
         return "no formula"
     return ""
 

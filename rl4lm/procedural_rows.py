@@ -57,9 +57,9 @@ def rows(task: str, config: dict[str, Any], seed: int, count: int) -> Iterator[d
 
 
 def as_json(value: Any) -> Any:
-    """A value in JSON, without loss: tuples and mappings with other keys than texts are marked.
+    """A value in JSON: tuples and mappings with other keys than texts are marked, and not lost.
 
-    A tuple is ``{"()": [...]}``, such a mapping ``{"{}": [[key, value], ...]}``; the names are
+    What JSON has no form for, such as a Fraction, is its text. A tuple is ``{"()": [...]}``, such a mapping ``{"{}": [[key, value], ...]}``; the names are
     those that `rewards.puzzle_grading` reads.
     """
     if isinstance(value, tuple):
@@ -70,4 +70,4 @@ def as_json(value: Any) -> Any:
         if all(isinstance(key, str) for key in value) and not value.keys() & {"()", "{}"}:
             return {key: as_json(each) for key, each in value.items()}
         return {"{}": [[as_json(key), as_json(each)] for key, each in value.items()]}
-    return value
+    return value if value is None or isinstance(value, (str, int, float)) else str(value)

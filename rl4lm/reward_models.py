@@ -132,8 +132,8 @@ class RewardModel:
         largest = max(max(row) for row in rows)
         if largest >= size:
             raise RewardError(
-                f"the tokenizer of the reward model {self.name!r} makes token id {largest}, and the "
-                f"model knows ids below {size}; give the tokenizer that belongs to it"
+                f"the tokenizer of the reward model {self.name!r} makes token id {largest}, and "
+                f"the model knows ids below {size}; give the tokenizer that belongs to it"
             )
 
     def _cut(self, row: list[int], limit: int) -> list[int]:
