@@ -36,7 +36,9 @@ def boxed_math(completion: str, answer: str | float | None) -> Graded:
     `\frac{\sqrt{2}}{2}` are.
 
     Gamed by handing the problem back where it is a formula to be transformed: `(x+1)^2` is
-    equivalent to its expansion. Source: `math-verify`, also behind TRL's `accuracy_reward`.
+    equivalent to its expansion. Ten correct decimals pass for a root, `(1,2)` for `\{1,2\}`, and
+    capitals do not count. What takes too long to compare is wrong, and counted. Source:
+    `math-verify`, also behind TRL's `accuracy_reward`.
 
     Raises:
         ImportError: the extra `math` is not installed.
@@ -44,7 +46,7 @@ def boxed_math(completion: str, answer: str | float | None) -> Graded:
     """
     if answer is None:
         return Graded(None, "answer is None: does not apply")
-    gold = _only_box(str(answer)) or str(answer)
+    gold = (_only_box(str(answer)) or str(answer)).strip().rstrip(".")
     said = _only_box(completion.rpartition("</think>")[2])
     if said is None:
         return Graded(0.0, "no box, or several that differ")
@@ -67,8 +69,8 @@ def _only_box(text: str) -> str | None:
     boxed = {"".join(text[start:end].split()): text[start:end] for start, end in places}
     if len(boxed) != 1 or len(places) > _MOST_BOXES:
         return None
-    found = next(iter(boxed.values()))
-    return found if found.strip() and len(found) <= MAX_CHARACTERS else None
+    found = next(iter(boxed.values())).strip().rstrip(".")
+    return found if found and len(found) <= MAX_CHARACTERS else None
 
 
 def _is_plain(formula: str) -> bool:
@@ -85,7 +87,7 @@ def _equivalent(gold: str, said: str) -> bool:
             f"answer {gold!r:.80} cannot be read as a formula; expected LaTeX such as "
             "'\\frac{1}{2}'. Correct the row, or set its answer to None to skip it"
         )
-    return said.strip() == gold.strip() or bool(_WORKER.call("equivalent", gold, said))
+    return said == gold or bool(_WORKER.call("equivalent", gold, said))
 
 
 @lru_cache(maxsize=4096)

@@ -59,8 +59,8 @@ def rows(task: str, config: dict[str, Any], seed: int, count: int) -> Iterator[d
 def as_json(value: Any) -> Any:
     """A value in JSON: tuples and mappings with other keys than texts are marked, and not lost.
 
-    What JSON has no form for, such as a Fraction, is its text. A tuple is ``{"()": [...]}``, such a mapping ``{"{}": [[key, value], ...]}``; the names are
-    those that `rewards.puzzle_grading` reads.
+    A tuple is ``{"()": [...]}``, such a mapping ``{"{}": [[key, value], ...]}``, as
+    `rewards.puzzle_grading` reads them. What JSON has no form for, such as a Fraction, is its text.
     """
     if isinstance(value, tuple):
         return {"()": [as_json(each) for each in value]}

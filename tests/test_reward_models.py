@@ -85,8 +85,7 @@ def test_a_score_is_the_models_logit_whatever_else_is_in_the_batch(
 ):
     model = tiny.exact_norms(classifier(architecture).double())
     expected = [
-        float(alone(model, tokenizer, p + c)[0])
-        for p, c in zip(PROMPTS, COMPLETIONS, strict=True)
+        float(alone(model, tokenizer, p + c)[0]) for p, c in zip(PROMPTS, COMPLETIONS, strict=True)
     ]
     found, logged = asked(RewardModel.of(model, tokenizer))
     # Read out in float32; what padding would do is far larger.
