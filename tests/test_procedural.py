@@ -8,11 +8,12 @@ import json
 import pytest
 
 from rewards.puzzles import score, solved
+from rl4lm import procedural
 from rl4lm.assembly import assemble_judges
 from rl4lm.config import ReinforceConfig
 from rl4lm.data import PromptData, load_split
 from rl4lm.errors import DataError, MissingSplitError
-from rl4lm.procedural import Puzzle, read_name
+from rl4lm.procedural import Puzzle, puzzle_rows, read_name
 from rl4lm.procedural_rows import as_json
 
 INSTALLED = importlib.util.find_spec("reasoning_gym") is not None
@@ -20,7 +21,6 @@ reasoning = pytest.mark.skipif(
     not INSTALLED, reason="needs reasoning-gym: pip install 'rl4lm[reasoning]'"
 )
 LEGS = "reasoning_gym:leg_counting?size=12&test_size=4&max_animals=3"
-COINS = "reasoning_gym:coin_flip?size=300&test_size=40"
 
 # What has no right answer in its rows, though a grader that knows one.
 WITHOUT_ANSWER = ["boxnet", "graph_color", "propositional_logic", "rubiks_cube", "rush_hour"]
@@ -64,7 +64,19 @@ def test_tuples_and_numbered_mappings_survive_as_json():
     assert again["c"] == {"{}": [["()", 1]]}
 
 
+def test_test_prompts_are_new_and_different_and_as_many_as_there_are(monkeypatch):
+    made_up = lambda puzzle, seed, count: [{"prompt": (seed + i) % 7} for i in range(count)]  # noqa: E731
+    monkeypatch.setattr(procedural, "_made", made_up)
+    prompts = lambda name, split: [row["prompt"] for row in puzzle_rows(name, split)]  # noqa: E731
+    assert prompts("reasoning_gym:x?size=4", "train") == [0, 1, 2, 3]
+    assert sorted(prompts("reasoning_gym:x?size=4&test_size=2", "test")) == [4, 5]
+    assert sorted(prompts("reasoning_gym:x?size=4", "test")) == [4, 5, 6]
+    with pytest.raises(MissingSplitError, match="no prompt that is not in its training split"):
+        puzzle_rows("reasoning_gym:x?size=7", "test")
+
+
 @reasoning
+@pytest.mark.slow
 def test_the_splits_share_no_prompt_and_the_answers_score_1():
     train, test = (load_split(LEGS, split, "prompt") for split in ("train", "test"))
     assert (len(train), len(test)) == (12, 4)
@@ -141,11 +153,9 @@ def test_every_task_of_the_library_gives_rows_whose_answer_scores_1():
     "task", ["isomorphic_strings", "polynomial_multiplication", "ransom_note", "codeio"]
 )
 def test_rows_are_the_same_in_every_process(task, monkeypatch):
-    from rl4lm import procedural
-
     made = []
     for hash_seed in ("1", "2"):
         monkeypatch.setenv("PYTHONHASHSEED", hash_seed)
         procedural._made.cache_clear()
-        made.append(procedural.puzzle_rows(f"reasoning_gym:{task}?size=10", "train"))
+        made.append(puzzle_rows(f"reasoning_gym:{task}?size=10", "train"))
     assert made[0] == made[1]
