@@ -6,7 +6,7 @@ import functools
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Any, Protocol, cast
 
@@ -21,11 +21,13 @@ class Graded:
     """A score together with the reason for it; what a per-sample function may return.
 
     `score` is a finite number, or `None` where the reward does not apply. `detail` is a short text
-    for the people who read the completions, such as `read 46, expected 47`.
+    for the people who read the completions, such as `read 46, expected 47`. `lost` says that the
+    completion made the grading hang (`timeouts`) or crash (`crashes`), which is counted.
     """
 
     score: float | None
     detail: str = ""
+    lost: str = ""
 
 
 class PerSampleReward(Protocol):
@@ -104,6 +106,8 @@ def per_sample(function: Callable[..., float | Graded | None]) -> PerSampleRewar
         ]
         if log_extra is not None and any(result.detail for result in graded):
             log_extra("detail", [result.detail for result in graded])
+        if log_extra is not None and any(result.lost for result in graded):
+            log_extra("lost", [result.lost for result in graded])
         return [result.score for result in graded]
 
     batch_reward = cast(PerSampleReward, reward)
@@ -196,7 +200,7 @@ def _text(name: str, row: int, completion: Any) -> str:
 
 def _checked_result(name: str, row: int, result: object) -> Graded:
     if isinstance(result, Graded):
-        return Graded(_checked_score(name, row, result.score), result.detail)
+        return replace(result, score=_checked_score(name, row, result.score))
     return Graded(_checked_score(name, row, result))
 
 

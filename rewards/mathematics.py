@@ -19,7 +19,14 @@ from itertools import islice
 from rewards.adapters import Graded, per_sample
 from rewards.arithmetic import graded, shown
 from rewards.expressions import NotComputable, compute
-from rewards.reading import marks, number_tokens, only_number, reference_number, token_value
+from rewards.reading import (
+    marks,
+    number_tokens,
+    only_number,
+    reference_number,
+    shown_text,
+    token_value,
+)
 
 _MOST_MARKS = 20  # who declares an answer more often does something else
 _ANSWER = re.compile(r"<answer>([^<]*)</answer>")
@@ -128,7 +135,8 @@ def _value(text: str) -> Fraction | None:
 def final_answer(text: str) -> Fraction | None:
     r"""The number that a worked solution declares as its result; `None` if it declares none.
 
-    1. Where there is a `</think>`, what counts is behind the last one.
+    1. Where there is a `</think>`, what counts is behind the last one, without comments
+       (`<!-- -->`) and what is crossed out (`~~`).
     2. `\boxed{...}`, and `####` with a number first on its line, declare a result: exactly one
        number each. If there are several, all must be equal.
     3. What follows the last of them may repeat that number and hold no other.
@@ -138,7 +146,7 @@ def final_answer(text: str) -> Fraction | None:
     `rewards.reading.last_number` says how numbers are read. Compared with that function, which
     finds a number wherever there is one, this one finds a result or nothing.
     """
-    visible = text.rpartition("</think>")[2]
+    visible = shown_text(text.rpartition("</think>")[2])
     declared = list(islice(marks(visible), _MOST_MARKS + 1))
     if not declared:
         return _stated_last(visible)

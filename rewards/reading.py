@@ -8,6 +8,7 @@ in the length of the text. `docs/rewards.md` has a table of the forms.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import deque
 from collections.abc import Iterator
 from fractions import Fraction
@@ -50,6 +51,13 @@ _LATEX = (
     ("\\pm ", "±"),
     ("\\pm", "±"),
 )
+_VULGAR = re.compile(r"([0-9])?[ ]?([¼½¾⅐-⅞])")
+# "1.5 million", "5k"; M and B are units (metre, byte) unless they count money.
+_SCALE = re.compile(r"[ \u00a0-]?(thousand|million|billion|trillion)s?\b", re.IGNORECASE)
+_SCALES = {"thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "k": 10**3}
+_MONEY = {"m": 10**6, "mn": 10**6, "b": 10**9, "bn": 10**9}
+# What a reader does not see, or sees crossed out.
+_HIDDEN = re.compile(r"<!--.*?(?:-->|\Z)|~~[^~\n]{1,200}~~", re.DOTALL)
 _AFTER_DIGIT = re.compile(r"(?<=[0-9])(?=\\[dt]?frac\b)")
 _FRACTION = re.compile(r"\\[dt]?frac\s*\{\s*(-?[0-9,]{1,150})\s*\}\s*\{\s*([0-9,]{1,150})\s*\}")
 
@@ -90,8 +98,10 @@ def last_number(text: str) -> Fraction | None:
     Besides the forms of `read_number`: `\frac{3}{4}`, `2 3/4`, `1.5e3` (exponents up to three
     digits), currency signs before the number, punctuation and units after it. A percent sign is a
     unit: `50%` is 50. Digits that belong to a name (`x1`, `H2O`) or to a unit's exponent (`m^2`)
-    are no numbers. A sign touches its number.
+    are no numbers. A sign touches its number. `½` is 1/2, `1.5 million` 1500000 and `5k` 5000.
+    What is in `<!-- -->` or crossed out (`~~`) does not count.
     """
+    text = shown_text(text)
     marked = _marked(text)
     if marked is not None:
         return only_number(marked)
@@ -103,6 +113,11 @@ def reference_number(text: str) -> Fraction | None:
     """The number of a reference answer: the one behind its marker, or else the only one in it."""
     marked = _marked(text)
     return only_number(text if marked is None else marked)
+
+
+def shown_text(text: str) -> str:
+    """A text without what a reader of it would not see: comments, and what is crossed out."""
+    return _HIDDEN.sub(" ", text)
 
 
 def marks(text: str, hashes: bool = True) -> Iterator[tuple[int, int]]:
@@ -144,6 +159,7 @@ def number_tokens(text: str) -> Iterator[re.Match[str]]:
     for spelled, plain in _LATEX:
         text = text.replace(spelled, plain)
     text = _FRACTION.sub(r"\1/\2", _AFTER_DIGIT.sub(" ", text))
+    text = _VULGAR.sub(_written_out, text)
     return (token for token in _TOKEN.finditer(text) if token["body"])
 
 
@@ -167,8 +183,21 @@ def token_value(token: re.Match[str]) -> Fraction | None:
     value = _value(number[0])
     if value is None:
         return None
-    value += int(token["whole"] or 0)
+    value = (value + int(token["whole"] or 0)) * _scale(token, unit)
     return -value if token["sign"] == "-" else value
+
+
+def _written_out(vulgar: re.Match[str]) -> str:
+    whole = f"{vulgar[1]} " if vulgar[1] else ""
+    return whole + unicodedata.normalize("NFKC", vulgar[2]).replace("\u2044", "/")
+
+
+def _scale(token: re.Match[str], unit: str) -> int:
+    """What a number is multiplied with by the word or letter behind it."""
+    word = _SCALE.match(unit or token.string[token.end() : token.end() + 20])
+    name = word[1].lower() if word else unit.lower()
+    money = _MONEY if token[0].lstrip("+-")[:1] in "$€£¥₹" else {}
+    return _SCALES.get(name) or money.get(name, 1)
 
 
 def _value(number: str) -> Fraction | None:

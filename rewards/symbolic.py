@@ -2,22 +2,25 @@ r"""Rewards for answers that are formulas, by symbolic equivalence. Needs the ex
 
     boxed_math   the formula in `\boxed{...}` is equivalent to the row's `answer`
 
-`math-verify` reads the LaTeX and compares with `sympy`, which can take for ever (`9^{9^{9}}`). Its
-own time limits rest on `signal.alarm` and stay off. A reward given by name runs in a worker that is
-killed after `reward_timeout_s`; handed over in Python, it has no limit.
+`math-verify` reads the LaTeX and compares with `sympy`, which can take for ever (`9^{9^{9}}`). It
+runs in a process beside, and a row that takes more than `SECONDS` there is a wrong answer.
 """
 
 from __future__ import annotations
 
-import logging
+from functools import lru_cache
+from importlib.util import find_spec
 from itertools import islice
-from typing import Any
 
 from rewards.adapters import Graded, per_sample
+from rewards.killable import Killable, Lost
 from rewards.reading import marks, only_number
 
 MAX_CHARACTERS = 500  # of a formula
+SECONDS = 3.0  # of processor time for one comparison; ordinary ones take some hundredths
 _MOST_BOXES = 20
+
+_WORKER = Killable("rewards.formulas", SECONDS)
 
 
 @per_sample
@@ -33,7 +36,9 @@ def boxed_math(completion: str, answer: str | float | None) -> Graded:
     `\frac{\sqrt{2}}{2}` are.
 
     Gamed by handing the problem back where it is a formula to be transformed: `(x+1)^2` is
-    equivalent to its expansion. Source: `math-verify`, also behind TRL's `accuracy_reward`.
+    equivalent to its expansion. Ten correct decimals pass for a root, `(1,2)` for `\{1,2\}`, and
+    capitals do not count. What takes too long to compare is wrong, and counted. Source:
+    `math-verify`, also behind TRL's `accuracy_reward`.
 
     Raises:
         ImportError: the extra `math` is not installed.
@@ -41,13 +46,22 @@ def boxed_math(completion: str, answer: str | float | None) -> Graded:
     """
     if answer is None:
         return Graded(None, "answer is None: does not apply")
-    gold = _only_box(str(answer)) or str(answer)
+    gold = (_only_box(str(answer)) or str(answer)).strip().rstrip(".")
     said = _only_box(completion.rpartition("</think>")[2])
     if said is None:
         return Graded(0.0, "no box, or several that differ")
     number = only_number(gold) if _is_plain(gold) else None
-    right = only_number(said) == number if number is not None else _equivalent(gold, said)
-    return Graded(float(right), f"read {said!r:.60}, expected {gold!r:.60}")
+    note = f"read {said!r:.60}, expected {gold!r:.60}"
+    if number is not None:
+        return Graded(float(only_number(said) == number), note)
+    try:
+        return Graded(float(_equivalent(gold, said)), note)
+    except Lost as lost:
+        return Graded(0.0, f"{note}; {lost}", lost=lost.kind)
+
+
+boxed_math.counts_lost = True  # type: ignore[attr-defined]
+boxed_math.seconds_per_sample = _WORKER.most_seconds  # type: ignore[attr-defined]
 
 
 def _only_box(text: str) -> str | None:
@@ -55,8 +69,8 @@ def _only_box(text: str) -> str | None:
     boxed = {"".join(text[start:end].split()): text[start:end] for start, end in places}
     if len(boxed) != 1 or len(places) > _MOST_BOXES:
         return None
-    found = next(iter(boxed.values()))
-    return found if found.strip() and len(found) <= MAX_CHARACTERS else None
+    found = next(iter(boxed.values())).strip().rstrip(".")
+    return found if found and len(found) <= MAX_CHARACTERS else None
 
 
 def _is_plain(formula: str) -> bool:
@@ -68,26 +82,22 @@ def _is_plain(formula: str) -> bool:
 
 
 def _equivalent(gold: str, said: str) -> bool:
-    math_verify = _library()
-    expected = math_verify.parse(f"\\boxed{{{gold}}}", parsing_timeout=None)
-    if not expected:
+    if not _is_readable(gold):
         raise ValueError(
             f"answer {gold!r:.80} cannot be read as a formula; expected LaTeX such as "
             "'\\frac{1}{2}'. Correct the row, or set its answer to None to skip it"
         )
-    found = math_verify.parse(f"\\boxed{{{said}}}", parsing_timeout=None)
-    return bool(math_verify.verify(expected, found, timeout_seconds=None))
+    return said == gold or bool(_WORKER.call("equivalent", gold, said))
 
 
-def _library() -> Any:
-    try:
-        import math_verify
-    except ImportError:
+@lru_cache(maxsize=4096)
+def _is_readable(gold: str) -> bool:
+    if find_spec("math_verify") is None:
         raise ImportError(
             "rewards.symbolic needs the library math-verify, which is not installed; "
             "install it by: pip install 'rl4lm[math]'"
-        ) from None
-    # It warns at every call that its time limits are off, as they are meant to be.
-    for name in ("math_verify.parser", "math_verify.grader"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    return math_verify
+        )
+    try:
+        return bool(_WORKER.call("readable", gold))
+    except Lost:
+        return False

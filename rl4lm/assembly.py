@@ -131,7 +131,7 @@ def assemble_judges(
     for split in splits:
         check_columns(rewards, split.columns)
     scorer.start()  # while weights are read
-    return Judges(scorer, accuracy_of(config, splits[-1].columns))
+    return Judges(scorer, accuracy_of(config, splits[-1].columns, config.dataset_name))
 
 
 def end_rule(config: ReinforceConfig, policy: Policy | ServedModel) -> EndRule:

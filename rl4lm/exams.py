@@ -12,6 +12,7 @@ from rl4lm.datafiles import find_files
 from rl4lm.errors import ConfigError, DataError, MissingSplitError, did_you_mean
 from rl4lm.evaluate import Chances, Evaluation, Exam
 from rl4lm.fitting import leave_out_unfit
+from rl4lm.procedural import PUZZLES_SOLVED, is_procedural
 from rl4lm.reward_lookup import NamedReward, check_columns, resolve_rewards
 from rl4lm.sampling import EndRule
 from rl4lm.scoring import Scorer
@@ -20,12 +21,21 @@ from rl4lm.sources import Access
 _ANSWER_COLUMN = "answer"  # what the default accuracy function reads
 
 
-def accuracy_of(config: ReinforceConfig, columns: Sequence[str]) -> NamedReward | None:
-    """The accuracy function; the default one only where the rows have answers."""
-    by_default = config.accuracy_func == OPTIONS["accuracy_func"].default
-    if config.accuracy_func is None or (by_default and _ANSWER_COLUMN not in columns):
+def accuracy_of(config: ReinforceConfig, columns: Sequence[str], data: str) -> NamedReward | None:
+    """The accuracy function; the default one only where the rows have answers.
+
+    Args:
+        config: names the function.
+        columns: of the rows.
+        data: the name of the data set; puzzles have a grader of their own.
+    """
+    name = config.accuracy_func
+    by_default = name == OPTIONS["accuracy_func"].default
+    if name is None or (by_default and _ANSWER_COLUMN not in columns):
         return None
-    (accuracy,) = resolve_rewards([config.accuracy_func])
+    if by_default and is_procedural(data):
+        name = PUZZLES_SOLVED
+    (accuracy,) = resolve_rewards([name])
     check_columns([accuracy], columns)
     return accuracy
 
@@ -55,7 +65,7 @@ def assemble_exams(
         data = _further(config, name)
         check_columns([*scorer.rewards, *metrics], data.columns)
         data, left_out = leave_out_unfit(scorer.rewards, data)
-        exams.append(Exam(label, data, scorer, accuracy_of(config, data.columns), metrics))
+        exams.append(Exam(label, data, scorer, accuracy_of(config, data.columns, name), metrics))
         notes += [f"{label}: {note}" for note in left_out]
     _check_by(config.eval_by, exams)
     return exams, notes

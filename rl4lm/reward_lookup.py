@@ -16,6 +16,7 @@ from types import ModuleType
 from typing import Any
 
 from rl4lm.errors import DataError, RewardError, did_you_mean
+from rl4lm.reward_models import named_model, names_model
 
 Reward = Callable[..., "Sequence[float | None] | Awaitable[Sequence[float | None]]"]
 
@@ -38,19 +39,25 @@ def resolve_rewards(rewards: Sequence[str | Reward]) -> list[NamedReward]:
 
     Args:
         rewards: callables, or names: ``package.module:function`` (also with a dot) or
-            ``path/to/file.py:function``.
+            ``path/to/file.py:function``; or a sequence classifier: a folder or hub id.
 
     Raises:
         RewardError: a name that does not resolve, or something that cannot be called.
     """
-    found = [
-        NamedReward(_short_name(r), resolve(r), r if isinstance(r, str) else None) for r in rewards
-    ]
+    found = [_found(reward) for reward in rewards]
     taken = [reward.name for reward in found]
     return [
         r if taken.count(r.name) == 1 else replace(r, name=f"{r.name}_{i}")
         for i, r in enumerate(found)
     ]
+
+
+def _found(reward: str | Reward) -> NamedReward:
+    """A reward under its own name; a function that was named is asked in its own process."""
+    function = resolve(reward)
+    if isinstance(reward, str) and not names_model(reward):
+        return NamedReward(_short_name(reward), function, reward)
+    return NamedReward(_short_name(function), function)
 
 
 def _short_name(reward: str | Reward) -> str:
@@ -66,7 +73,7 @@ def resolve(reward: str | Reward) -> Reward:
         RewardError: a name that does not resolve, or something that cannot be called.
     """
     if isinstance(reward, str):
-        reward = _import(reward)
+        reward = named_model(reward) if names_model(reward) else _import(reward)
     if not callable(reward):
         raise RewardError(
             f"a reward must be a function or its name, got {type(reward).__name__}: {reward!r:.100}"
@@ -159,12 +166,3 @@ def check_columns(rewards: Sequence[NamedReward], columns: Sequence[str]) -> Non
                     f"data do not have{did_you_mean(parameter.name, columns)}; "
                     f"their columns are: {', '.join(columns) or 'none besides the prompt'}"
                 )
-
-
-def listed(
-    reward_funcs: str | Reward | Sequence[str | Reward] | None,
-) -> Sequence[str | Reward] | None:
-    """One reward or several as a list; None stays."""
-    if isinstance(reward_funcs, str) or callable(reward_funcs):
-        return [reward_funcs]
-    return reward_funcs

@@ -24,6 +24,10 @@ class Raised(Exception):
     """A reward raised an exception of its own, which is the cause."""
 
 
+class Cancelled(Raised):
+    """An async reward was ended because another one has raised."""
+
+
 def perform(function: Function, call: Call) -> Answer:
     """Call a reward and wait for its answer.
 
@@ -38,17 +42,18 @@ def perform(function: Function, call: Call) -> Answer:
 
 
 def perform_together(
-    calls: Sequence[tuple[Function, Call]],
+    calls: Sequence[tuple[Function, Call]], to_the_end: bool = True
 ) -> list[Answer | RewardError | Raised]:
     """Call rewards one after another; those that are async then run concurrently.
 
-    Raises nothing of the rewards: their errors are returned in the place of their answers.
+    Raises nothing of the rewards: their errors are returned in the place of their answers. Unless
+    it goes on `to_the_end`, the first error cancels what still runs: `Cancelled` is returned there.
     """
     begun = [_begin(function, call) for function, call in calls]
     if not any(isinstance(b, _Begun) and inspect.isawaitable(b.result) for b in begun):
         return [b.outcome(b.result) if isinstance(b, _Begun) else b for b in begun]
     # A thread of its own, because a notebook's thread already runs an event loop.
-    return in_background(lambda: asyncio.run(_gather(begun)))
+    return in_background(lambda: asyncio.run(_gather(begun, to_the_end)))
 
 
 def is_async(function: Function) -> bool:
@@ -83,8 +88,17 @@ def _begin(function: Function, call: Call) -> _Begun | Raised:
         return _raised(error)
 
 
-async def _gather(begun: Sequence[_Begun | Raised]) -> list[Answer | RewardError | Raised]:
-    return list(await asyncio.gather(*map(_awaited, begun)))
+async def _gather(
+    begun: Sequence[_Begun | Raised], to_the_end: bool
+) -> list[Answer | RewardError | Raised]:
+    tasks = [asyncio.ensure_future(_awaited(each)) for each in begun]
+    for finished in asyncio.as_completed(tasks):
+        if isinstance(await finished, Exception) and not to_the_end:
+            break
+    for task in tasks:
+        task.cancel()  # which does nothing to those that have finished
+    await asyncio.gather(*tasks, return_exceptions=True)
+    return [Cancelled("was cancelled") if task.cancelled() else task.result() for task in tasks]
 
 
 async def _awaited(begun: _Begun | Raised) -> Answer | RewardError | Raised:

@@ -25,7 +25,7 @@ from rl4lm.background import all_in_background
 from rl4lm.errors import RewardError
 from rl4lm.reward_calls import Answer, Batch, RewardContext, Value, call_about
 from rl4lm.reward_lookup import NamedReward
-from rl4lm.reward_performing import is_async, perform, perform_together
+from rl4lm.reward_performing import Cancelled, is_async, perform, perform_together
 from rl4lm.reward_process import RewardProcess
 from rl4lm.reward_retries import Asking, Failure
 from rl4lm.types import Completion, Example, Scores
@@ -222,7 +222,9 @@ class Scorer:
                 began = time.perf_counter()
                 answers[k] = self.ask(k, batch)
                 self.seconds[k] = (time.perf_counter() - began) / len(batch.completions)
-        for k, first in self._ask_together(together, batch).items():
+        # What was cancelled comes last: the error that did it is the one to raise.
+        found = self._ask_together(together, batch).items()
+        for k, first in sorted(found, key=lambda each: isinstance(each[1], Cancelled)):
             answers[k] = self._askings[k].settle(batch, first)
         return answers
 
@@ -234,7 +236,10 @@ class Scorer:
         there = [k for k in asked if k in self._processes]
         calls = {k: call_about(self._rewards[k], batch, self.prefix(k)) for k in here}
         works: list[Callable[[], Any]] = [
-            lambda: perform_together([(self._rewards[k].function, calls[k]) for k in here]),
+            lambda: perform_together(
+                [(self._rewards[k].function, calls[k]) for k in here],
+                to_the_end=self._on_error == "mask",
+            ),
             *(lambda k=k: self._askings[k].once(batch) for k in there),
         ]
         with asking(", ".join(self.names[k] for k in asked)):

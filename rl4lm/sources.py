@@ -17,6 +17,7 @@ from rl4lm.builtin import dataset_rows, is_builtin
 from rl4lm.columns import Row
 from rl4lm.datafiles import FORMATS, DataFiles, find_files, rows_are_under_data, where_it_breaks
 from rl4lm.errors import DataError, MissingSplitError, did_you_mean
+from rl4lm.procedural import is_procedural, puzzle_rows
 
 # What `datasets` says of a configuration that is missing or unknown ends with those there are.
 _CONFIGURATIONS = re.compile(r"(?:available configs: |not found\. Available: )\[(.*?)\]")
@@ -32,6 +33,8 @@ class Access:
 
 def load_rows(name: str, split: str, access: Access) -> Sequence[Row]:
     """The rows of one split; `rl4lm.data.load_split` says what names and splits there are."""
+    if is_procedural(name):
+        return puzzle_rows(name, split)[: access.streamed_rows]
     files = find_files(name, access.configuration)
     if is_builtin(name):
         return dataset_rows(name, split)[: access.streamed_rows]

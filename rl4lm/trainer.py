@@ -40,7 +40,8 @@ from rl4lm.metrics import peak_memory_bytes
 from rl4lm.offpolicy import check_off_policy
 from rl4lm.provenance import given_in_python
 from rl4lm.resume import Start, agree, check_output, find_start
-from rl4lm.reward_lookup import Reward, listed
+from rl4lm.reward_lookup import Reward
+from rl4lm.reward_models import listed
 from rl4lm.saving import Checkpoints, unsaved
 from rl4lm.served import check_server
 from rl4lm.stopping import StopRequest
@@ -75,12 +76,14 @@ class ReinforceTrainer:
         peft_config: Any = None,
         callbacks: Sequence[Callback] | None = None,
         screen: Screen | None = None,
+        reward_processing_classes: Any = None,
     ) -> None:
         """Put a run together and check it; nothing is written yet.
 
         Args:
             model: a name, a directory or a model object; None means ``args.model_name_or_path``.
-            reward_funcs: one or several callables or names; None means ``args.reward_funcs``.
+            reward_funcs: one or several callables, names or sequence classifiers; None means
+                ``args.reward_funcs``.
             args: the configuration; None means the defaults.
             train_dataset: rows with the prompt column; None means ``args.dataset_name``.
             eval_dataset: rows to evaluate on; None means ``args.dataset_test_split``.
@@ -88,6 +91,8 @@ class ReinforceTrainer:
             peft_config: an adapter to train; None means that ``args.use_peft`` decides.
             callbacks: told of every finished step.
             screen: where progress is shown; None means the standard output.
+            reward_processing_classes: tokenizers of the reward models among ``reward_funcs``, None
+                for functions; None means their own.
 
         Raises:
             Rl4lmError: one of its kinds, in words, for whatever cannot be used.
@@ -108,7 +113,8 @@ class ReinforceTrainer:
         check_server(config, config.temperature)
         screen = screen or Screen(logging_steps=config.logging_steps)
         screen.only_if(self.world.is_main)
-        task = assemble_task(config, listed(reward_funcs), train_dataset, eval_dataset)
+        rewards = listed(reward_funcs, reward_processing_classes)
+        task = assemble_task(config, rewards, train_dataset, eval_dataset)
         self.task: Task = fit_task(config, model, processing_class, task)
         self.policy, notes = assemble_policy(
             config, model, processing_class, peft_config, self.task.splits, self.world
@@ -126,7 +132,7 @@ class ReinforceTrainer:
             model=model,
             processing_class=processing_class,
             peft_config=peft_config,
-            reward_funcs=listed(reward_funcs),
+            reward_funcs=rewards,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
         )

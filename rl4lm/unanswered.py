@@ -9,6 +9,7 @@ being wrong.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -18,6 +19,7 @@ from rl4lm.reward_calls import Answer, Value
 from rl4lm.reward_lookup import NamedReward
 from rl4lm.reward_retries import Asking, no_answer
 
+_LOST = "lost"  # under which a reward that bounds its own work notes what came to nothing
 COUNTED = ("timeouts", "crashes", "retried", "masked")
 
 
@@ -74,8 +76,15 @@ class Unanswered:
     def _counted(self, answer: Answer) -> dict[str, float]:
         """Always there where they can ever be more than 0, so that the log has equal lines."""
         reward = self._asking.reward
-        names = COUNTED if reward.asked_as else COUNTED[2:] if self._asking.mask else ()
-        return {f"rewards/{reward.name}/{n}": float(answer.counts.get(n, 0)) for n in names}
+        named = reward.asked_as is not None
+        bounds = getattr(reward.function, "counts_lost", False) is True
+        counts = Counter(answer.counts)
+        if bounds:
+            counts.update(answer.extra.get(f"{self._asking.prefix}{_LOST}", ()))
+        names = (COUNTED[:2] if named or bounds else ()) + (
+            COUNTED[2:] if named or self._asking.mask else ()
+        )
+        return {f"rewards/{reward.name}/{n}": float(counts[n]) for n in names}
 
 
 def _declared(reward: NamedReward, attribute: str) -> float:

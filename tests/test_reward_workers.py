@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import math
 import os
@@ -153,6 +154,13 @@ async def one(completions, **columns):
 
 async def two(completions, **columns):
     return await meet("two", "one", len(completions))
+
+async def waits(completions, **columns):
+    async def judged(text):
+        await asyncio.sleep(3600.0 if text == "hang" else 0.0)
+        return float(text)
+
+    return await asyncio.gather(*map(judged, completions))
 
 async def meet(own, other, rows):
     (FOLDER / own).touch()
@@ -430,6 +438,26 @@ def test_async_rewards_run_at_the_same_time_each_in_its_own_process(scorer):
     scores = score(scorer("one", "nine", "two", timeout_s=SOON_S), "1", "2")
     assert scores.rewards.tolist() == [[11.0, 11.0]]
     assert counted(scores, "one") == (0, 0, 0, 0)
+
+
+def test_an_async_reward_that_waits_for_ever_costs_the_completion_it_does_so_on(scorer):
+    scores = score(scorer("waits"), "1", "hang", "3")
+    assert scores.rewards.tolist() == [[1.0, 0.0, 3.0]]
+    assert counted(scores, "waits") == (1, 0, 3, 0)
+
+
+def test_an_async_reward_in_a_process_runs_beside_one_that_was_handed_over(tmp_path):
+    (tmp_path / "mine.py").write_text(REWARDS)
+
+    async def two(completions, **columns):
+        (tmp_path / "two").touch()
+        while not (tmp_path / "one").exists():
+            await asyncio.sleep(0.01)
+        return [10.0] * len(completions)
+
+    rewards = resolve_rewards([f"{tmp_path}/mine.py:one", two])
+    with Scorer(rewards, [1.0, 1.0], SOON_S) as mine:
+        assert score(mine, "1", "2").rewards.tolist() == [[11.0, 11.0]]
 
 
 def test_a_worker_is_kept_and_is_lean_and_is_shared_with_the_same_reward_beside(scorer):

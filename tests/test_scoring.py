@@ -139,6 +139,63 @@ def test_async_rewards_run_together_and_keep_their_order():
     assert [values[0, 0].item() for values in scores.parts.values()] == [1.0, 5.0, 2.0]
 
 
+def test_an_async_reward_may_ask_about_its_rows_at_the_same_time():
+    async def judge(text, there, everyone):
+        there.append(text)
+        if len(there) == 4:
+            everyone.set()
+        await everyone.wait()  # would never end if the rows took turns
+        return float(len(text))
+
+    async def gathered(completions, **kwargs):
+        there, everyone = [], asyncio.Event()
+        return await asyncio.gather(*(judge(text, there, everyone) for text in completions))
+
+    rows = [float(len(text)) for text in ("a", "bb", "ccc", "dddd")]
+    example = Example("0", "p", {})
+    with Scorer(resolve_rewards([gathered]), [1.0]) as scorer:
+        scores = scorer([example], ["a", "bb", "ccc", "dddd"], [[1]] * 4, RewardContext(0, 0, 0))
+    assert scores.rewards.flatten().tolist() == rows
+
+
+def test_an_async_reward_that_raises_ends_the_others_and_is_the_one_that_is_named():
+    ended = []
+
+    async def endless(completions, **kwargs):
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append("endless")
+
+    async def broken(completions, **kwargs):
+        await asyncio.sleep(0)
+        raise KeyError("gold")
+
+    with pytest.raises(RewardFailedError, match="'broken' raised KeyError"):
+        score(endless, broken)
+    assert ended == ["endless"]
+
+
+def test_where_errors_are_masked_the_other_async_rewards_go_on():
+    met = []
+
+    async def broken(completions, **kwargs):
+        met.append("broken")
+        raise KeyError("gold")
+
+    async def later(completions, **kwargs):
+        while not met:
+            await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        return [1.0] * len(completions)
+
+    rewards = resolve_rewards([broken, later])
+    with Scorer(rewards, [1.0, 1.0], on_error="mask") as scorer:
+        scores = scorer([Example("0", "p", {})], ["a", "b"], [[1]] * 2, RewardContext(0, 0, 0))
+    assert scores.parts["later"].flatten().tolist() == [1.0, 1.0]
+    assert scores.parts["broken"].isnan().all()
+
+
 def test_async_rewards_run_inside_a_running_event_loop():
     async def one(completions, **kwargs):
         return [1.0] * len(completions)

@@ -16,7 +16,8 @@ class RewardFields:
     reward_funcs: list[str] = option(
         "rewards",
         ["rewards.arithmetic:exact_answer"],
-        "rewards, each package.module:function or path/to/file.py:function",
+        "rewards, each package.module:function or path/to/file.py:function, or a sequence "
+        "classifier: a folder or hub id, with #label where it knows several",
         min_length=1,
     )
     reward_weights: list[float] | None = option(

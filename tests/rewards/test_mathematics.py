@@ -67,6 +67,12 @@ Each costs $17. $1224 in all.
 Step 4: 1224
 Step 4:⏎1224
 1224<|im_end|>
+1.224 thousand
+1.224k
+$1.224k
+~~1225~~ 1224
+1224 <!-- 1225 -->
+The answer is 1224 (twelve hundred and twenty-four).
 """
 
 
@@ -186,6 +192,22 @@ x1224
 <think>1224</think> I do not know.
 1224 ٢
 #### 1224 (rounded from 1224.4)
+1225 <!-- 1224 -->
+1225 <!-- #### 1224
+~~1224~~
+1225 ~~1224~~
+~~#### 1224~~
+1224k
+1224 million
+#### 1224 thousand
+1224½
+0b10011001000
+0o2310
+MCCXXIV
+one thousand two hundred and twenty-four
+1'224
+1224₁₀
+1​224
 """
 
 
