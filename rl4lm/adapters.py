@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from rl4lm.builtin import model_path
-from rl4lm.errors import ModelError, first_line
+from rl4lm.builtin import builtin_name, is_builtin, model_path
+from rl4lm.errors import ConfigError, ModelError, first_line
 
 _CONFIG = "adapter_config.json"
 
@@ -37,7 +38,9 @@ def split_adapter(path: str) -> tuple[str, str | None]:
             f"the adapter in {path!r} does not name its base model; write it into "
             f"base_model_name_or_path of its {_CONFIG}"
         )
-    return str(model_path(base)) if base.startswith("builtin:") else base, path
+    # The folder of a shipped model moves with the installation.
+    shipped = builtin_name(base) or base
+    return str(model_path(shipped)) if is_builtin(shipped) else base, path
 
 
 def load_adapter(model: nn.Module, path: str) -> nn.Module:
@@ -72,6 +75,36 @@ def load_adapter(model: nn.Module, path: str) -> nn.Module:
             "which would be made up; give the adapter as save_pretrained wrote it"
         )
     return adapted
+
+
+def describe_adapter(path: str) -> str:
+    """What an adapter is, in words for the screen."""
+    settings = json.loads((Path(path) / _CONFIG).read_text(encoding="utf-8"))
+    rank = f" of rank {settings['r']}" if "r" in settings else ""
+    return f"{settings.get('peft_type', 'adapter')} adapter{rank}"
+
+
+def check_continued(path: str, asked: Mapping[str, Any]) -> None:
+    """Refuse another shape than that of an adapter which is trained on.
+
+    Args:
+        path: folder of the adapter.
+        asked: those of ``lora_r``, ``lora_alpha`` and ``lora_target_modules`` that are not left at
+            their defaults.
+
+    Raises:
+        ConfigError: names what differs.
+    """
+    settings = json.loads((Path(path) / _CONFIG).read_text(encoding="utf-8"))
+    for name, value in asked.items():
+        has = settings.get({"lora_r": "r"}.get(name, name.replace("lora_target", "target")))
+        same = set(has or ()) == set(value) if isinstance(value, list) else has == value
+        if not same:
+            raise ConfigError(
+                f"{name}={value} given, but the adapter in {path!r}, which is trained on, has {has}; "
+                f"leave {name} out. For a new adapter on top of it, or to train all weights, merge "
+                f"it first: rl4lm export {path} --out FOLDER"
+            )
 
 
 def add_lora(
@@ -116,3 +149,64 @@ def add_adapter(model: nn.Module, peft_config: Any, seed: int) -> nn.Module:
             return get_peft_model(model, peft_config)
         except ValueError as error:
             raise ModelError(f"the adapter does not fit the model: {first_line(error)}") from error
+
+
+def merge_adapter(adapted: Any, name: str) -> nn.Module:
+    """The base model with the adapter added into its weights; the adapted model is used up.
+
+    Args:
+        adapted: of `load_adapter`, in the precision that the sum is to be computed in.
+        name: of the adapter, as the user gave it.
+
+    Raises:
+        ModelError: an adapter that is no change of weights.
+    """
+    from peft.tuners.tuners_utils import BaseTuner
+
+    if not isinstance(adapted.base_model, BaseTuner):
+        raise _unmergeable(name, "it changes the prompt, not the weights")
+    _untie(adapted.get_base_model())
+    try:
+        merged: Any = adapted.merge_and_unload(safe_merge=True)
+    except (AttributeError, NotImplementedError, ValueError) as error:
+        raise _unmergeable(name, first_line(error)) from error
+    head, embedding = merged.get_output_embeddings(), merged.get_input_embeddings()
+    if head is not None and head.weight is not embedding.weight:
+        merged.config.tie_word_embeddings = False  # or the head would be lost in loading
+    return merged
+
+
+def _unmergeable(name: str, reason: str) -> ModelError:
+    return ModelError(
+        f"the adapter {name!r} cannot be merged into its base model: {reason}; export it as it is "
+        "with --adapter_only"
+    )
+
+
+def _untie(model: Any) -> None:
+    """Give an adapted head or embedding a weight of its own, where both are one tensor.
+
+    peft adds an adapter of one of them to the tensor that is also the other's weight, which is
+    another model than the adapted one.
+    """
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    plain = [getattr(layer, "base_layer", layer) for layer in (head, embedding)]
+    if plain[0] is head and plain[1] is embedding:
+        return
+    if plain[0] is not None and plain[0].weight is plain[1].weight:
+        plain[0].weight = nn.Parameter(plain[0].weight.detach().clone())
+
+
+@contextmanager
+def adapter_off(model: Any) -> Iterator[None]:
+    """The context in which the adapter is off.
+
+    peft makes the whole adapter trainable on its way back; what was frozen stays frozen.
+    """
+    trained = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        with model.disable_adapter():
+            yield
+    finally:
+        for parameter, required in trained:
+            parameter.requires_grad_(required)

@@ -13,14 +13,15 @@ from typing import Any
 from torch import nn
 
 from rl4lm import loading
-from rl4lm.adapters import add_adapter, add_lora
+from rl4lm.adapters import add_adapter, add_lora, check_continued, describe_adapter
 from rl4lm.config import OPTIONS, ReinforceConfig
 from rl4lm.data import PromptData, from_dataset, load_split
-from rl4lm.errors import MissingSplitError, ModelError
+from rl4lm.errors import ConfigError, MissingSplitError, ModelError
 from rl4lm.fitting import check_prompts, check_vocabulary, leave_out_unfit
 from rl4lm.policy import Policy
 from rl4lm.preparing import make_policy
 from rl4lm.probe import probe
+from rl4lm.quantized import asked_bits, check_quantisation
 from rl4lm.reward_lookup import NamedReward, Reward, check_columns, resolve_rewards
 from rl4lm.sampler import Sampler
 from rl4lm.sampling import EndRule
@@ -30,6 +31,7 @@ from rl4lm.sharding import shard
 from rl4lm.text import TextCodec
 from rl4lm.world import World
 
+_SHAPE = ("lora_r", "lora_alpha", "lora_target_modules")  # options that an adapter settles
 _ANSWER_COLUMN = "answer"  # what the default accuracy function reads
 
 
@@ -207,12 +209,16 @@ def _network(
             )
         codec = TextCodec(tokenizer)
         largest = check_prompts(config, codec, loading.context_length(model.config), data)
-        return codec, loading.set_precision(model, config.dtype).to(world.device), largest
+        return codec, loading.placed(model, config.dtype, world.device), largest
+    check_quantisation(config, world.device, world.sharding is not None)
     source = loading.open_model(
         model or config.model_name_or_path,
         trust_remote_code=config.trust_remote_code,
         tokenizer=tokenizer,
     )
+    if source.adapter is not None:
+        asked = {name: value for name in _SHAPE if (value := _changed(config, name)) is not None}
+        check_continued(source.adapter, asked)
     codec = TextCodec(source.tokenizer)
     largest = check_prompts(config, codec, source.context_length, data)
     network = loading.load_model(
@@ -220,13 +226,25 @@ def _network(
         dtype=config.dtype,
         device=world.device,
         attn_implementation=config.attn_implementation,
+        bits=asked_bits(config),
     )
     return codec, network, largest
+
+
+def _changed(config: ReinforceConfig, name: str) -> Any:
+    """The value of an option that is not left at its default, else None."""
+    value = getattr(config, name)
+    return None if value == OPTIONS[name].default else value
 
 
 def _adapted(config: ReinforceConfig, network: nn.Module, peft_config: Any) -> nn.Module:
     """The network with the adapter that was asked for; one that it has already is kept."""
     if hasattr(network, "peft_config"):
+        if peft_config is not None:
+            raise ConfigError(
+                "peft_config asks for an adapter, and the model has one already, which is trained "
+                "on; leave peft_config out, or merge the adapter first (rl4lm export)"
+            )
         return network
     if peft_config is not None:
         return add_adapter(network, peft_config, config.seed)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from types import FrameType
 
-from rl4lm import commands, inspecting, peers
+from rl4lm import commands, exporting, inspecting, peers
 from rl4lm.errors import (
     ConfigError,
     DataError,
@@ -47,6 +47,7 @@ _VERBS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
     "verify": (inspecting.verify, "compare the gradient with the exact one, by enumeration"),
     "replay": (inspecting.replay, "do a logged step again, and compare loss and gradient norm"),
     "score": (inspecting.score, "run a reward over completions in a file"),
+    "export": (exporting.export, "weights, tokenizer and model card for others; upload them"),
     "doctor": (inspecting.doctor, "why a run does not learn: look through its files"),
 }
 

@@ -176,12 +176,35 @@ def _conflicts(config: ReinforceConfig) -> Iterator[str]:
             f"reward_funcs names a reward twice: {' '.join(config.reward_funcs)}; name each once "
             "and set its share by reward_weights"
         )
+    yield from _quantisation_conflicts(config)
+    if not config.push_to_hub and (config.hub_model_id or config.hub_private_repo):
+        yield (
+            "hub_model_id and hub_private_repo say where an upload goes, but push_to_hub=false; "
+            "set push_to_hub=true too, or leave them out"
+        )
     if config.sampler_url is not None and (why := unusable_address(config.sampler_url)):
         yield f"sampler_url={without_password(config.sampler_url)} {why}"
     if config.sampler_model is not None and config.sampler_url is None:
         yield (
             f"sampler_model={config.sampler_model} names a model at a server, but there is no "
             "server; set sampler_url too, or leave both out"
+        )
+
+
+def _quantisation_conflicts(config: ReinforceConfig) -> Iterator[str]:
+    if not (config.load_in_4bit or config.load_in_8bit):
+        return
+    if config.load_in_4bit and config.load_in_8bit:
+        yield "load_in_4bit and load_in_8bit are both true; choose one"
+    if not config.use_peft:
+        yield (
+            "quantised weights cannot be trained themselves; set use_peft=true beside load_in_4bit "
+            "or load_in_8bit"
+        )
+    if config.dtype not in ("auto", "bfloat16", "float32"):
+        yield (
+            f"dtype={config.dtype} is that of weights, which load_in_4bit and load_in_8bit "
+            "replace; set dtype to auto, bfloat16 or float32, the type that is computed in"
         )
 
 

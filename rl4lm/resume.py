@@ -26,6 +26,7 @@ _FREE = frozenset(
     | {"save_steps", "save_total_limit", "eval_steps", "eval_samples", "max_time"}
     | {"logging_steps", "sample_table_steps", "reward_timeout_s", "on_reward_error"}
     | {"trust_remote_code", "accuracy_func", "sampler_timeout_s", "ddp_timeout"}
+    | {"push_to_hub", "hub_model_id", "hub_private_repo"}
 )
 
 

@@ -36,8 +36,9 @@ from rl4lm.learner import NON_FINITE_LIMIT, Learner
 from rl4lm.metrics import peak_memory_bytes
 from rl4lm.offpolicy import check_off_policy
 from rl4lm.provenance import given_in_python
+from rl4lm.publishing import begin_publishing, publish
 from rl4lm.resume import Start, agree, check_output, find_start
-from rl4lm.reward_lookup import Reward
+from rl4lm.reward_lookup import Reward, listed
 from rl4lm.saving import Checkpoints, unsaved
 from rl4lm.served import check_server
 from rl4lm.stopping import StopRequest
@@ -101,7 +102,7 @@ class ReinforceTrainer:
         check_server(config, config.temperature)
         screen = screen or Screen(logging_steps=config.logging_steps)
         screen.only_if(self.world.is_main)
-        self.task: Task = assemble_task(config, _listed(reward_funcs), train_dataset, eval_dataset)
+        self.task: Task = assemble_task(config, listed(reward_funcs), train_dataset, eval_dataset)
         splits = [self.task.train, self.task.evaluation]
         self.policy, notes = assemble_policy(
             config, model, processing_class, peft_config, splits, self.world
@@ -118,7 +119,7 @@ class ReinforceTrainer:
             model=model,
             processing_class=processing_class,
             peft_config=peft_config,
-            reward_funcs=_listed(reward_funcs),
+            reward_funcs=listed(reward_funcs),
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
         )
@@ -170,9 +171,12 @@ class ReinforceTrainer:
                 where that is another process.
             Stopped: Ctrl-C or SIGTERM; the step in hand was finished and a checkpoint saved.
         """
+        begin_publishing(self.config, self.world)
         with self.task.judges.scorer:  # the processes of rewards end with the run
             start = find_start(self.config, resume_from_checkpoint)
-            return self._train(agree(start, self.world.gather_lists))
+            summary = self._train(agree(start, self.world.gather_lists))
+        publish(self.config, self._journal.directory, self.screen, summary)
+        return summary
 
     def _train(self, start: Start) -> dict[str, Any]:
         self._begin(start)
@@ -380,12 +384,3 @@ class ReinforceTrainer:
         if self.config.output_dir is not None:
             footer += f"; weights in {Path(self.config.output_dir) / 'model'}"
         self.screen.before_after(summary["eval_before"], summary["eval_after"], footer)
-
-
-def _listed(
-    reward_funcs: str | Reward | Sequence[str | Reward] | None,
-) -> Sequence[str | Reward] | None:
-    """One reward or several as a list."""
-    if isinstance(reward_funcs, str) or callable(reward_funcs):
-        return [reward_funcs]
-    return reward_funcs
