@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from rl4lm.builtin import builtin_name, is_builtin, model_path
-from rl4lm.errors import ConfigError, ModelError, first_line
+from rl4lm.errors import ModelError, first_line
 
-_CONFIG = "adapter_config.json"
+CONFIG = "adapter_config.json"
 
 
 def split_adapter(path: str) -> tuple[str, str | None]:
@@ -24,19 +24,19 @@ def split_adapter(path: str) -> tuple[str, str | None]:
         ModelError: the adapter's configuration cannot be read, or names no base model.
     """
     try:
-        if not (Path(path) / _CONFIG).is_file():
+        if not (Path(path) / CONFIG).is_file():
             return path, None
-        settings = json.loads((Path(path) / _CONFIG).read_text(encoding="utf-8"))
+        settings = json.loads((Path(path) / CONFIG).read_text(encoding="utf-8"))
         base = settings.get("base_model_name_or_path")
     except (OSError, ValueError, AttributeError) as error:
         raise ModelError(
-            f"{_CONFIG} of the adapter in {path!r} cannot be read: {first_line(error)}; give the "
+            f"{CONFIG} of the adapter in {path!r} cannot be read: {first_line(error)}; give the "
             "adapter as save_pretrained wrote it"
         ) from error
     if not isinstance(base, str) or not base:
         raise ModelError(
             f"the adapter in {path!r} does not name its base model; write it into "
-            f"base_model_name_or_path of its {_CONFIG}"
+            f"base_model_name_or_path of its {CONFIG}"
         )
     # The folder of a shipped model moves with the installation.
     shipped = builtin_name(base) or base
@@ -66,7 +66,7 @@ def load_adapter(model: nn.Module, path: str) -> nn.Module:
         raise ModelError(
             f"the adapter in {path!r} cannot be put on its base model: {type(error).__name__}: "
             f"{first_line(error)}; give the adapter as save_pretrained wrote it, and the base "
-            f"model that it was trained on (base_model_name_or_path of its {_CONFIG})"
+            f"model that it was trained on (base_model_name_or_path of its {CONFIG})"
         ) from error
     missing = sorted(get_peft_model_state_dict(adapted).keys() - saved.keys())
     if missing:
@@ -75,36 +75,6 @@ def load_adapter(model: nn.Module, path: str) -> nn.Module:
             "which would be made up; give the adapter as save_pretrained wrote it"
         )
     return adapted
-
-
-def describe_adapter(path: str) -> str:
-    """What an adapter is, in words for the screen."""
-    settings = json.loads((Path(path) / _CONFIG).read_text(encoding="utf-8"))
-    rank = f" of rank {settings['r']}" if "r" in settings else ""
-    return f"{settings.get('peft_type', 'adapter')} adapter{rank}"
-
-
-def check_continued(path: str, asked: Mapping[str, Any]) -> None:
-    """Refuse another shape than that of an adapter which is trained on.
-
-    Args:
-        path: folder of the adapter.
-        asked: those of ``lora_r``, ``lora_alpha`` and ``lora_target_modules`` that are not left at
-            their defaults.
-
-    Raises:
-        ConfigError: names what differs.
-    """
-    settings = json.loads((Path(path) / _CONFIG).read_text(encoding="utf-8"))
-    for name, value in asked.items():
-        has = settings.get({"lora_r": "r"}.get(name, name.replace("lora_target", "target")))
-        same = set(has or ()) == set(value) if isinstance(value, list) else has == value
-        if not same:
-            raise ConfigError(
-                f"{name}={value} given, but the adapter in {path!r}, which is trained on, has {has}; "
-                f"leave {name} out. For a new adapter on top of it, or to train all weights, merge "
-                f"it first: rl4lm export {path} --out FOLDER"
-            )
 
 
 def add_lora(

@@ -13,10 +13,10 @@ from typing import Any
 from torch import nn
 
 from rl4lm import loading
-from rl4lm.adapters import add_adapter, add_lora, check_continued, describe_adapter
+from rl4lm.adapting import check_continued, with_adapter
 from rl4lm.config import OPTIONS, ReinforceConfig
 from rl4lm.data import PromptData, from_dataset, load_split
-from rl4lm.errors import ConfigError, MissingSplitError, ModelError
+from rl4lm.errors import MissingSplitError, ModelError
 from rl4lm.fitting import check_prompts, check_vocabulary, leave_out_unfit
 from rl4lm.policy import Policy
 from rl4lm.preparing import make_policy
@@ -31,7 +31,6 @@ from rl4lm.sharding import shard
 from rl4lm.text import TextCodec
 from rl4lm.world import World
 
-_SHAPE = ("lora_r", "lora_alpha", "lora_target_modules")  # options that an adapter settles
 _ANSWER_COLUMN = "answer"  # what the default accuracy function reads
 
 
@@ -155,7 +154,7 @@ def assemble_policy(
     """
     codec, network, largest_id = _network(config, model, tokenizer, data, world)
     check_vocabulary(network, largest_id, config.stop_token_ids)
-    network = _adapted(config, network, peft_config)
+    network, told = with_adapter(config, network, peft_config)
     policy = make_policy(
         network,
         codec,
@@ -164,7 +163,7 @@ def assemble_policy(
         activation_checkpointing=config.activation_checkpointing,
     )
     world.broadcast([*network.parameters(), *network.buffers()])
-    notes = probe(policy, config.fast_path)
+    notes = [*told, *probe(policy, config.fast_path)]
     if world.sharding is not None:
         policy.shards = shard(
             policy.module, policy.module.causal_lm, world.sharding, world.device, world.most
@@ -217,8 +216,7 @@ def _network(
         tokenizer=tokenizer,
     )
     if source.adapter is not None:
-        asked = {name: value for name in _SHAPE if (value := _changed(config, name)) is not None}
-        check_continued(source.adapter, asked)
+        check_continued(source.adapter, config)
     codec = TextCodec(source.tokenizer)
     largest = check_prompts(config, codec, source.context_length, data)
     network = loading.load_model(
@@ -229,31 +227,3 @@ def _network(
         bits=asked_bits(config),
     )
     return codec, network, largest
-
-
-def _changed(config: ReinforceConfig, name: str) -> Any:
-    """The value of an option that is not left at its default, else None."""
-    value = getattr(config, name)
-    return None if value == OPTIONS[name].default else value
-
-
-def _adapted(config: ReinforceConfig, network: nn.Module, peft_config: Any) -> nn.Module:
-    """The network with the adapter that was asked for; one that it has already is kept."""
-    if hasattr(network, "peft_config"):
-        if peft_config is not None:
-            raise ConfigError(
-                "peft_config asks for an adapter, and the model has one already, which is trained "
-                "on; leave peft_config out, or merge the adapter first (rl4lm export)"
-            )
-        return network
-    if peft_config is not None:
-        return add_adapter(network, peft_config, config.seed)
-    if not config.use_peft:
-        return network
-    return add_lora(
-        network,
-        r=config.lora_r,
-        alpha=config.resolved_lora_alpha,
-        target_modules=config.resolved_lora_target_modules,
-        seed=config.seed,
-    )

@@ -25,7 +25,6 @@ from rl4lm.lineage import adapter_settings, licence, origin
 from rl4lm.loading import ModelSource, load_model, open_model
 from rl4lm.model_card import CardFacts, model_card
 from rl4lm.preparing import end_token_ids
-from rl4lm.tracking import holds_a_run
 
 DTYPES: Mapping[str, torch.dtype] = {
     name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")
@@ -57,14 +56,12 @@ def check_place(out: Path, weights: str, overwrite: bool) -> None:
         there = out.exists()
     except OSError as error:  # a name that is too long
         raise OutputError(f"out {str(out)!r:.100} cannot be used: {error.strerror}") from error
+    if _is_of_a_run(out) or _holds(out, weights):
+        raise OutputError(
+            f"out {str(out)!r} is of a run, or holds what is exported; name another folder"
+        )
     if not there:
         return
-    inside = Path(weights).exists() and out.resolve() in (
-        Path(weights).resolve(),
-        *Path(weights).resolve().parents,
-    )
-    if inside or holds_a_run(out):
-        raise OutputError(f"out {str(out)!r} holds a run, or what is exported; name another folder")
     if not out.is_dir():
         raise OutputError(f"out {str(out)!r} is a file; name a folder")
     if not any(out.iterdir()):
@@ -79,6 +76,18 @@ def check_place(out: Path, weights: str, overwrite: bool) -> None:
             f"out {str(out)!r} already holds a model; name another folder, or pass "
             "--overwrite_output_dir to replace it"
         )
+
+
+def _is_of_a_run(out: Path) -> bool:
+    """Whether a place is a run directory, or has a name that a run gives to folders in it."""
+    beside = (out.parent / "config.yaml").is_file()
+    owned = beside and out.name.startswith(("model", "checkpoint-", "completions", "unscored"))
+    return owned or any((out / name).exists() for name in ("config.yaml", durable.MANIFEST))
+
+
+def _holds(out: Path, weights: str) -> bool:
+    place = Path(weights).resolve()
+    return place.exists() and out.resolve() in (place, *place.parents)
 
 
 def export(source: ExportSource, out: Path, choices: ExportChoices) -> dict[str, Any]:

@@ -126,8 +126,13 @@ def _in_words(name: str) -> Iterator[None]:
         yield
     except (HTTPError, OSError, RuntimeError, ValueError) as error:
         # What failed in a thread of the upload comes wrapped.
-        cause = error.__cause__ if isinstance(error.__cause__, HTTPError) else error
-        said = _answer(cause) if isinstance(cause, HfHubHTTPError) else _silence(cause)
+        met = error.__cause__ if type(error) is RuntimeError and error.__cause__ else error
+        if isinstance(met, HfHubHTTPError):
+            said = _answer(met)
+        elif isinstance(met, ValueError):  # the hub does not take the card
+            said = " ".join(str(met).split())
+        else:
+            said = _silence(met)
         raise HubError(f"{name} cannot be uploaded: {said}") from None
 
 

@@ -68,11 +68,22 @@ def tiny() -> ModuleType:
 @pytest.fixture(scope="session")
 def serving() -> ModuleType:
     """The completions server of `serving.py`."""
-    spec = importlib.util.spec_from_file_location("serving", Path(__file__).parent / "serving.py")
+    return _beside("serving")
+
+
+@pytest.fixture(scope="session")
+def hub_server() -> ModuleType:
+    """The stand-in for the hub of `hub_server.py`."""
+    return _beside("hub_server")
+
+
+def _beside(name: str) -> ModuleType:
+    """A module beside this file."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).parent / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules["serving"] = module
+    sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
 

@@ -47,4 +47,6 @@ class ModelFields:
         "hold the base model's weights in 4 bits (nf4); with use_peft, on a CUDA GPU, by the extra "
         "bnb",
     )
-    load_in_8bit: bool = option("adapters", False, "hold the base model's weights in 8 bits; as above")
+    load_in_8bit: bool = option(
+        "adapters", False, "hold the base model's weights in 8 bits; as above"
+    )
