@@ -129,28 +129,20 @@ def merge_adapter(adapted: Any, name: str) -> nn.Module:
         name: of the adapter, as the user gave it.
 
     Raises:
-        ModelError: an adapter that is no change of weights.
+        ModelError: an adapter that is no change of weights, or is not finite.
     """
-    from peft.tuners.tuners_utils import BaseTuner
-
-    if not isinstance(adapted.base_model, BaseTuner):
-        raise _unmergeable(name, "it changes the prompt, not the weights")
     _untie(adapted.get_base_model())
     try:
         merged: Any = adapted.merge_and_unload(safe_merge=True)
-    except (AttributeError, NotImplementedError, ValueError) as error:
-        raise _unmergeable(name, first_line(error)) from error
+    except (NotImplementedError, ValueError) as error:  # ValueError: it is not finite
+        raise ModelError(
+            f"the adapter {name!r} cannot be merged into its base model: {first_line(error)}; "
+            "export it as it is with --adapter_only"
+        ) from error
     head, embedding = merged.get_output_embeddings(), merged.get_input_embeddings()
     if head is not None and head.weight is not embedding.weight:
         merged.config.tie_word_embeddings = False  # or the head would be lost in loading
     return merged
-
-
-def _unmergeable(name: str, reason: str) -> ModelError:
-    return ModelError(
-        f"the adapter {name!r} cannot be merged into its base model: {reason}; export it as it is "
-        "with --adapter_only"
-    )
 
 
 def _untie(model: Any) -> None:

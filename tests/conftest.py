@@ -48,6 +48,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "mistral": {**LLAMA, "sliding_window": 4},
     "gemma2": {**LLAMA, "head_dim": 8, "final_logit_softcapping": 3.0, "sliding_window": 4},
     "granite": {**LLAMA, "logits_scaling": 4.0},
+    "mixtral": {**LLAMA, "num_local_experts": 4, "num_experts_per_tok": 2},
     "mamba": {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 4},
     "bert": {
         "hidden_size": 32,
