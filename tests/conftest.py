@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import constants
+from huggingface_hub.utils import _http
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
@@ -76,6 +78,16 @@ def serving() -> ModuleType:
 def hub_server() -> ModuleType:
     """The stand-in for the hub of `hub_server.py`."""
     return _beside("hub_server")
+
+
+@pytest.fixture
+def reach(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Take a stand-in for the hub; nothing is waited for between tries."""
+    monkeypatch.setenv("HF_TOKEN", "hf_sesame")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(_http.time, "sleep", lambda seconds: None)
+    return lambda url: monkeypatch.setattr(constants, "ENDPOINT", url)
 
 
 def _beside(name: str) -> ModuleType:

@@ -6,23 +6,10 @@ import re
 
 import pytest
 from huggingface_hub import ModelCard, constants
-from huggingface_hub.utils import _http
 
 from rl4lm import ReinforceConfig
 from rl4lm.errors import ConfigError, HubError
 from rl4lm.hub import check_publishing, check_upload, greet, upload
-
-TOKEN = "hf_sesame"
-
-
-@pytest.fixture
-def reach(monkeypatch):
-    """Take a stand-in for the hub; nothing is waited for between tries."""
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr(_http.time, "sleep", lambda seconds: None)
-    return lambda url: monkeypatch.setattr(constants, "ENDPOINT", url)
 
 
 @pytest.fixture
@@ -91,7 +78,7 @@ def test_what_the_hub_refuses_is_said_in_words_and_without_the_token(
         with pytest.raises(HubError, match=re.compile(words, re.DOTALL)) as caught:
             upload(folder, "ann/it", private=False)
     assert str(caught.value).startswith("ann/it cannot be uploaded: ")
-    assert TOKEN not in str(caught.value) + "".join(capfd.readouterr())
+    assert hub.token not in str(caught.value) + "".join(capfd.readouterr())
     assert not hub.commits
     assert contents(folder) == before
 
