@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 
 import pytest
-from huggingface_hub import constants
+from huggingface_hub import ModelCard, constants
+from peft import LoraConfig, get_peft_model
 
 from rl4lm import ReinforceConfig, ReinforceTrainer
 from rl4lm.cli import main
+from rl4lm.console import Screen
 from rl4lm.errors import HubError
+from rl4lm.publishing import publish
+from rl4lm.tracking import RunDirectory
 
 OPTIONS = {
     "max_steps": 1,
@@ -49,6 +53,30 @@ def test_a_run_is_uploaded_when_it_has_ended(reach, hub_server, tmp_path, capfd)
     assert not list((tmp_path / "run").glob("model-*"))
     said = "".join(capfd.readouterr()).encode()
     assert hub.token.encode() not in said + everything_below(tmp_path) + repr(hub.files).encode()
+
+
+def test_an_adapter_whose_base_model_is_on_the_hub_goes_as_an_adapter(
+    reach, hub_server, tmp_path, tiny
+):
+    adapted = get_peft_model(
+        tiny.build_model("llama"), LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"])
+    )
+    adapted.peft_config["default"].base_model_name_or_path = "org/base"
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text("model_name_or_path: org/base\n")
+    adapted.save_pretrained(tmp_path / "run" / "model")
+    config = ReinforceConfig(
+        output_dir=str(tmp_path / "run"), push_to_hub=True, hub_model_id="ann/it"
+    )
+    summary = {}
+    with hub_server.Hub() as hub:
+        reach(hub.url)
+        directory = RunDirectory(tmp_path / "run", trouble=print)
+        publish(config, directory, Screen(quiet=True), summary)
+    assert summary["hub_url"] == f"{hub.url}/ann/it"
+    assert {"adapter_model.safetensors", "adapter_config.json"} <= hub.files.keys()
+    assert "model.safetensors" not in hub.files
+    assert ModelCard(hub.files["README.md"].decode()).data.base_model == "org/base"
 
 
 def test_an_upload_that_fails_costs_the_run_nothing(reach, hub_server, tmp_path, capfd):
