@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from rl4lm import loading
-from rl4lm.adapters import add_adapter, add_lora
+from rl4lm.adapting import with_adapter
 from rl4lm.config import ReinforceConfig
 from rl4lm.data import PromptData
 from rl4lm.evaluate import Exam
@@ -23,6 +23,7 @@ from rl4lm.opening import open_parts
 from rl4lm.policy import Policy
 from rl4lm.preparing import make_policy
 from rl4lm.probe import probe
+from rl4lm.quantized import asked_bits, check_quantisation
 from rl4lm.reward_lookup import NamedReward, Reward, check_columns, resolve_rewards
 from rl4lm.sampler import Sampler
 from rl4lm.sampling import EndRule
@@ -166,7 +167,7 @@ def assemble_policy(
     """
     codec, network, largest_id = _network(config, model, tokenizer, data, world)
     check_vocabulary(network, largest_id, config.stop_token_ids)
-    network = _adapted(config, network, peft_config)
+    network, told = with_adapter(config, network, peft_config)
     policy = make_policy(
         network,
         codec,
@@ -175,7 +176,7 @@ def assemble_policy(
         activation_checkpointing=config.activation_checkpointing,
     )
     world.broadcast([*network.parameters(), *network.buffers()])
-    notes = probe(policy, config.fast_path)
+    notes = [*told, *probe(policy, config.fast_path)]
     if world.sharding is not None:
         policy.shards = shard(
             policy.module, policy.module.causal_lm, world.sharding, world.device, world.most
@@ -216,30 +217,16 @@ def _network(
     opened = open_parts(config, model, tokenizer)
     largest = check_prompts(config, opened.codec, opened.context, data)
     if isinstance(model, nn.Module):
-        network = loading.set_precision(model, config.dtype).to(world.device)
-        return opened.codec, network, largest
+        return opened.codec, loading.placed(model, config.dtype, world.device), largest
+    check_quantisation(config, world.device, world.sharding is not None)
     assert opened.source is not None
+    if opened.source.adapter is not None:
+        check_continued(opened.source.adapter, config)
     network = loading.load_model(
         opened.source,
         dtype=config.dtype,
         device=world.device,
         attn_implementation=config.attn_implementation,
+        bits=asked_bits(config),
     )
     return opened.codec, network, largest
-
-
-def _adapted(config: ReinforceConfig, network: nn.Module, peft_config: Any) -> nn.Module:
-    """The network with the adapter that was asked for; one that it has already is kept."""
-    if hasattr(network, "peft_config"):
-        return network
-    if peft_config is not None:
-        return add_adapter(network, peft_config, config.seed)
-    if not config.use_peft:
-        return network
-    return add_lora(
-        network,
-        r=config.lora_r,
-        alpha=config.resolved_lora_alpha,
-        target_modules=config.resolved_lora_target_modules,
-        seed=config.seed,
-    )

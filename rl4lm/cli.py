@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from types import FrameType
 
-from rl4lm import commands, evaluating, inspecting, peers, score
+from rl4lm import commands, evaluating, exporting, inspecting, peers, score
 from rl4lm.errors import (
     ConfigError,
     DataError,
@@ -47,6 +47,7 @@ _VERBS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
     "verify": (inspecting.verify, "compare the gradient with the exact one, by enumeration"),
     "replay": (inspecting.replay, "do a logged step again, and compare loss and gradient norm"),
     "score": (score.score, "try a reward before training: completions of a file, and tricks"),
+    "export": (exporting.export, "weights, tokenizer and model card for others; upload them"),
     "report": (inspecting.report, "a page to look at a run, or at several side by side"),
     "doctor": (inspecting.doctor, "why a run does not learn: look through its files"),
 }

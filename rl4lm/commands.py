@@ -15,6 +15,7 @@ from rl4lm.config import OPTIONS, ReinforceConfig
 from rl4lm.datafiles import check_prompts
 from rl4lm.eightbit import check_optimizer
 from rl4lm.errors import ConfigError
+from rl4lm.hub import check_publishing
 from rl4lm.offpolicy import check_off_policy
 from rl4lm.options import OptionParser, add_config_arguments, config_from
 from rl4lm.resume import find_start
@@ -70,6 +71,7 @@ def run_training(config: ReinforceConfig, as_json: bool = False) -> dict[str, An
     find_start(config, thorough=False)
     check_data(config)
     resolve_rewards(config.reward_funcs)
+    check_publishing(config)
     from rl4lm.console import Screen
     from rl4lm.trainer import ReinforceTrainer
 

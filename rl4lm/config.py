@@ -167,6 +167,7 @@ def _conflicts(config: ReinforceConfig) -> Iterator[str]:
     yield from data_conflicts(config)
     yield from _server_conflicts(config)
     yield from _run_conflicts(config)
+    yield from _quantisation_conflicts(config)
 
 
 def _step_conflicts(config: ReinforceConfig) -> Iterator[str]:
@@ -225,6 +226,28 @@ def _run_conflicts(config: ReinforceConfig) -> Iterator[str]:
         yield (
             f"eval_num_generations={drawn} completions of a prompt say nothing of pass@{max(ks)}; "
             f"set it to {max(ks)} or more, or lower eval_pass_at_k"
+        )
+    if not config.push_to_hub and (config.hub_model_id or config.hub_private_repo):
+        yield (
+            "hub_model_id and hub_private_repo say where an upload goes, but push_to_hub=false; "
+            "set push_to_hub=true too, or leave them out"
+        )
+
+
+def _quantisation_conflicts(config: ReinforceConfig) -> Iterator[str]:
+    if not (config.load_in_4bit or config.load_in_8bit):
+        return
+    if config.load_in_4bit and config.load_in_8bit:
+        yield "load_in_4bit and load_in_8bit are both true; choose one"
+    if not config.use_peft:
+        yield (
+            "quantised weights cannot be trained themselves; set use_peft=true beside load_in_4bit "
+            "or load_in_8bit"
+        )
+    if config.dtype not in ("auto", "bfloat16", "float32"):
+        yield (
+            f"dtype={config.dtype} is that of weights, which load_in_4bit and load_in_8bit "
+            "replace; set dtype to auto, bfloat16 or float32, the type that is computed in"
         )
 
 

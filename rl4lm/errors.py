@@ -62,6 +62,10 @@ class EngineError(Rl4lmError, ConnectionError):
     """A server that draws completions is away, refuses, or answers what cannot be used."""
 
 
+class HubError(Rl4lmError, ConnectionError):
+    """The hub cannot be reached, or does not take what is uploaded."""
+
+
 class PeerLostError(Rl4lmError, RuntimeError):
     """Another process of the run has died, failed, or does not come; says which one, and why."""
 

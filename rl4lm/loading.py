@@ -16,6 +16,7 @@ from torch import nn
 from rl4lm.adapters import load_adapter, split_adapter
 from rl4lm.builtin import model_path
 from rl4lm.errors import ModelError, first_line
+from rl4lm.quantized import is_quantised, loading_options
 
 _PURE = {"pure_bfloat16": torch.bfloat16, "float64": torch.float64}
 
@@ -61,12 +62,12 @@ def open_model(
     name = str(name)
     path = str(model_path(name)) if name.startswith("builtin:") else name
     base, adapter = split_adapter(path)
-    _check_place(name, base)
+    _check_place(name, base, adapter)
     try:
         config = AutoConfig.from_pretrained(base, trust_remote_code=trust_remote_code)
     except Exception as error:  # every architecture has checks of its own
         here = "" if Path(base).exists() else f" (and there is no directory {base!r} here)"
-        raise _no_model(name, first_line(error) + here) from error
+        raise _no_model(name, first_line(error) + here, adapter and base) from error
     _check_causal(name, config)
     if tokenizer is None:
         tokenizer = _load_tokenizer(path, base, name, trust_remote_code)
@@ -80,26 +81,30 @@ def open_model(
     )
 
 
-def _no_model(name: str, reason: str) -> ModelError:
-    return ModelError(
-        f"no model could be read from {name!r}: {reason}\n"
-        "give a directory written by save_pretrained, a hub id, or builtin:tiny-arithmetic"
-    )
+def _no_model(name: str, reason: str, base: str | None = None) -> ModelError:
+    advice = "give a directory written by save_pretrained, a hub id, or builtin:tiny-arithmetic"
+    if base is not None:
+        advice = (
+            f"it is an adapter for the base model {base!r}; where that has moved, write its new "
+            "place into base_model_name_or_path of the adapter's adapter_config.json"
+        )
+    return ModelError(f"no model could be read from {name!r}: {reason}\n{advice}")
 
 
-def _check_place(name: str, base: str) -> None:
+def _check_place(name: str, base: str, adapter: str | None) -> None:
     """Refuse what is neither a folder of a model nor a name that the hub could know."""
+    named = adapter and base
     path = Path(base)
     try:
         exists = path.exists()
     except OSError as error:  # a name that is too long
-        raise _no_model(name, error.strerror or str(error)) from error
+        raise _no_model(name, error.strerror or str(error), named) from error
     if not exists and (base.startswith(("/", ".", "~")) or base.count("/") > 1):
-        raise _no_model(name, f"there is no directory {base!r}")
+        raise _no_model(name, f"there is no directory {base!r}", named)
     if path.is_file():
-        raise _no_model(name, "it is a file; name the directory that holds config.json")
+        raise _no_model(name, "it is a file; name the directory that holds config.json", named)
     if exists and not (path / "config.json").is_file():
-        raise _no_model(name, "there is no config.json in it")
+        raise _no_model(name, "there is no config.json in it", named)
 
 
 def _check_causal(name: str, config: Any) -> None:
@@ -154,6 +159,7 @@ def load_model(
     dtype: str,
     device: torch.device,
     attn_implementation: str | None = None,
+    bits: int | None = None,
 ) -> nn.Module:
     """Read the weights: float32 masters unless a pure precision was asked for by name.
 
@@ -162,6 +168,7 @@ def load_model(
         dtype: ``auto``, ``float32``, ``bfloat16``, ``pure_bfloat16`` or ``float64``.
         device: where the model goes.
         attn_implementation: as in transformers, or None for its own choice.
+        bits: 4 or 8 for quantised base weights, of `rl4lm.quantized.asked_bits`.
 
     Returns:
         A causal language model, or a peft model with its adapter trainable.
@@ -172,16 +179,18 @@ def load_model(
     from transformers import AutoModelForCausalLM
 
     # A bf16 checkpoint loads as bf16 by default, and AdamW at small rates then changes nothing.
-    precision = _PURE.get(dtype, torch.float32)
+    options: dict[str, Any] = {"dtype": _PURE.get(dtype, torch.float32)}
+    compute = torch.float32 if dtype == "float32" else torch.bfloat16
+    options |= loading_options(bits, compute, device)
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
             source.path,
             config=source.config,
-            dtype=precision,
             trust_remote_code=source.trust_remote_code,
             attn_implementation=attn_implementation,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are refused below, by name
+            **options,
         )
     except (OSError, ValueError, ImportError, RuntimeError, EOFError) as error:
         raise _bad_weights(source, first_line(error)) from error
@@ -203,7 +212,7 @@ def load_model(
         )
     if source.adapter is not None:
         model = load_adapter(model, source.adapter)
-    return model.to(device)
+    return model if is_quantised(model) else model.to(device)
 
 
 def without_weights(source: ModelSource) -> Any:
@@ -224,6 +233,11 @@ def _bad_weights(source: ModelSource, reason: str) -> ModelError:
         f"the weights of {source.name!r} cannot be loaded: {reason}; give a directory as "
         "save_pretrained wrote it (or fetch it again), and options that suit this machine"
     )
+
+
+def placed(model: nn.Module, dtype: str, device: torch.device) -> nn.Module:
+    """A model object in the precision of `set_precision`, and on its device."""
+    return model if is_quantised(model) else set_precision(model, dtype).to(device)
 
 
 def set_precision(model: nn.Module, dtype: str) -> nn.Module:

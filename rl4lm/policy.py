@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, TypeVar
 
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from rl4lm.adapters import adapter_off
 from rl4lm.attention import Layout, PackedRow, PromptStore, shared_prompts
 from rl4lm.kvcache import SharedCache
 from rl4lm.logprobs import Head, tiled_entropies, tiled_gradient, tiled_logprobs
@@ -162,7 +163,8 @@ class Policy:
         """The precision of the computation: that of autocast, or the parameters' coarsest."""
         if self._autocast_dtype is not None:
             return self._autocast_dtype
-        return min((p.dtype for p in self.module.parameters()), key=lambda dtype: dtype.itemsize)
+        dtypes = {p.dtype for p in self.module.parameters() if p.is_floating_point()}
+        return min(dtypes, key=lambda dtype: dtype.itemsize)
 
     @property
     def tolerance(self) -> float:
@@ -400,7 +402,7 @@ class Policy:
 
     def without_adapter(self) -> AbstractContextManager[None]:
         """The context in which the adapter is off: the base model."""
-        return _adapter_off(self.module.model)
+        return adapter_off(self.module.model)
 
     def frozen_copy(self) -> Policy:
         """The policy as it is now, with parameters of its own that no gradient reaches."""
@@ -423,18 +425,6 @@ class Policy:
         if self._autocast_dtype is None:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=self._autocast_dtype)
-
-
-@contextmanager
-def _adapter_off(model: Any) -> Iterator[None]:
-    """peft makes the whole adapter trainable on its way back; what was frozen stays frozen."""
-    trained = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    try:
-        with model.disable_adapter():
-            yield
-    finally:
-        for parameter, required in trained:
-            parameter.requires_grad_(required)
 
 
 def _positions(mask: Tensor) -> Tensor:

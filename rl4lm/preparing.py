@@ -12,6 +12,7 @@ from torch import nn
 from rl4lm.errors import ModelError
 from rl4lm.merging import merged_adapters
 from rl4lm.policy import Policy, PolicyModule
+from rl4lm.quantized import values_in
 from rl4lm.text import TextCodec
 
 
@@ -129,7 +130,7 @@ def sampling_mode(policy: Policy) -> Iterator[None]:
 
 def describe(model: nn.Module) -> Mapping[str, int]:
     """How many parameters there are, and how many are trained."""
-    sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    sizes = [(values_in(p), p.requires_grad) for p in model.parameters()]
     return {
         "parameters": sum(size for size, _ in sizes),
         "trainable": sum(size for size, trained in sizes if trained),

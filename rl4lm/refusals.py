@@ -11,7 +11,6 @@ from collections.abc import Iterable, Mapping
 from rl4lm.elsewhere import NOTHING, REASONS
 from rl4lm.errors import did_you_mean
 
-_NOT_YET = "it is not in this version"
 _TRUNCATION = (
     "training differentiates exactly the distribution it samples from, and truncating or "
     "re-weighting it would make the log-probability of another function; use it in `rl4lm sample`"
@@ -39,10 +38,10 @@ NOT_OFFERED: Mapping[str, str] = {
     "ref_model": "the reference of the KL is the base model of an adapter, or the model as it "
     "starts; beta is its weight",
     **dict.fromkeys(("kl_coef", "init_kl_coef"), "the weight of the KL is called beta here"),
-    **dict.fromkeys(("push_to_hub", "hub_model_id"), _NOT_YET),
     "save_strategy": "checkpoints are counted in steps: save_steps",
-    **dict.fromkeys(("load_in_4bit", "load_in_8bit"), _NOT_YET),
     **dict.fromkeys(("use_vllm", "vllm_mode", "vllm_server_base_url"), _VLLM),
+    "hub_token": "options are written to config.yaml, and a token must not be: put it in HF_TOKEN",
+    **dict.fromkeys(("hub_strategy", "hub_always_push"), "the upload is made once, at the end"),
     "deepspeed": "its engine steps inside backward; recipes/accelerate/fsdp2.yaml shards instead",
     **dict.fromkeys(("fsdp", "fsdp_config"), "the launcher says so: recipes/accelerate/fsdp2.yaml"),
     "gradient_checkpointing": "it is called activation_checkpointing here",
@@ -107,7 +106,7 @@ _OFF: Mapping[str, tuple[object, ...]] = {
     **NOTHING,
     **dict.fromkeys(("top_p", "repetition_penalty"), (1, None)),
     **dict.fromkeys(("top_k", "min_p", "lora_dropout"), (0, None)),
-    **dict.fromkeys(("push_to_hub", "load_in_4bit", "load_in_8bit", "use_vllm"), (False, None)),
+    "use_vllm": (False, None),
     "generation_kwargs": (None,),
     "disable_dropout": (True,),
     "gradient_accumulation_steps": (1,),

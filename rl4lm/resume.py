@@ -28,6 +28,7 @@ _FREE = frozenset(
     | {"eval_by", "eval_pass_at_k", "eval_num_generations", "eval_pass_threshold"}
     | {"eval_confidence", "eval_dataset_name", "eval_metrics"}
     | {"trust_remote_code", "accuracy_func", "sampler_timeout_s", "ddp_timeout"}
+    | {"push_to_hub", "hub_model_id", "hub_private_repo"}
 )
 
 

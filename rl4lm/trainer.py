@@ -39,6 +39,7 @@ from rl4lm.learner import NON_FINITE_LIMIT, Learner
 from rl4lm.metrics import peak_memory_bytes
 from rl4lm.offpolicy import check_off_policy
 from rl4lm.provenance import given_in_python
+from rl4lm.publishing import begin_publishing, publish
 from rl4lm.resume import Start, agree, check_output, find_start
 from rl4lm.reward_lookup import Reward
 from rl4lm.reward_models import listed
@@ -184,12 +185,15 @@ class ReinforceTrainer:
                 where that is another process.
             Stopped: Ctrl-C or SIGTERM; the step in hand was finished and a checkpoint saved.
         """
+        begin_publishing(self.config, self.world)
         with self.task.judges.scorer:  # the processes of rewards end with the run
             start = find_start(self.config, resume_from_checkpoint)
             try:
-                return self._train(agree(start, self.world.gather_lists))
+                summary = self._train(agree(start, self.world.gather_lists))
             finally:
                 self._journal.close()
+        publish(self.config, self._journal.directory, self.screen, summary)
+        return summary
 
     def _train(self, start: Start) -> dict[str, Any]:
         self._begin(start)

@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import constants
+from huggingface_hub.utils import _http
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
@@ -48,6 +50,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "mistral": {**LLAMA, "sliding_window": 4},
     "gemma2": {**LLAMA, "head_dim": 8, "final_logit_softcapping": 3.0, "sliding_window": 4},
     "granite": {**LLAMA, "logits_scaling": 4.0},
+    "mixtral": {**LLAMA, "num_local_experts": 4, "num_experts_per_tok": 2},
     "mamba": {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 4},
     "bert": {
         "hidden_size": 32,
@@ -68,11 +71,32 @@ def tiny() -> ModuleType:
 @pytest.fixture(scope="session")
 def serving() -> ModuleType:
     """The completions server of `serving.py`."""
-    spec = importlib.util.spec_from_file_location("serving", Path(__file__).parent / "serving.py")
+    return _beside("serving")
+
+
+@pytest.fixture(scope="session")
+def hub_server() -> ModuleType:
+    """The stand-in for the hub of `hub_server.py`."""
+    return _beside("hub_server")
+
+
+@pytest.fixture
+def reach(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Take a stand-in for the hub; nothing is waited for between tries."""
+    monkeypatch.setenv("HF_TOKEN", "hf_sesame")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(_http.time, "sleep", lambda seconds: None)
+    return lambda url: monkeypatch.setattr(constants, "ENDPOINT", url)
+
+
+def _beside(name: str) -> ModuleType:
+    """A module beside this file."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).parent / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules["serving"] = module
+    sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
 

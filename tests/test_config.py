@@ -283,14 +283,14 @@ def test_reading_a_configuration_loads_no_slow_library():
         ("top_p", 1.0),
         ("top_k", 0),
         ("lora_dropout", 0.0),
-        ("push_to_hub", False),
+        ("use_vllm", False),
     ],
 )
 def test_an_option_that_is_not_offered_may_be_switched_off(name, value):
     assert ReinforceConfig(**{name: value}) == ReinforceConfig()
 
 
-@pytest.mark.parametrize(("name", "value"), [("top_k", False), ("push_to_hub", 0), ("top_p", 0.9)])
+@pytest.mark.parametrize(("name", "value"), [("top_k", False), ("use_vllm", 0), ("top_p", 0.9)])
 def test_only_the_very_value_that_switches_it_off_is_taken(name, value):
     with pytest.raises(ConfigError, match=f"{name} is not offered"):
         ReinforceConfig(**{name: value})

@@ -51,6 +51,16 @@ def model_path(name: str) -> Path:
     return _HERE / BUILTIN_MODELS[name]
 
 
+def builtin_name(path: str) -> str | None:
+    """The name of a shipped checkpoint by its folder, here or where it was installed once."""
+    if path in BUILTIN_MODELS:
+        return path
+    *_, package, room, folder = ("", "", "", *Path(path).parts)
+    if (package, room) != ("rl4lm", "builtin"):
+        return None
+    return next((name for name, place in BUILTIN_MODELS.items() if place == folder), None)
+
+
 def model_settings(name: str, adapters: bool = False) -> dict[str, Any]:
     """The training settings that suit a shipped checkpoint, as flat configuration keys.
 

@@ -41,3 +41,12 @@ class ModelFields:
         "names of the layers to adapt; none = all linear layers but the head",
         min_length=1,
     )
+    load_in_4bit: bool = option(
+        "adapters",
+        False,
+        "hold the base model's weights in 4 bits (nf4); with use_peft, on a CUDA GPU, by the extra "
+        "bnb",
+    )
+    load_in_8bit: bool = option(
+        "adapters", False, "hold the base model's weights in 8 bits; as above"
+    )

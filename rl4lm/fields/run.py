@@ -109,3 +109,15 @@ class RunFields:
         gt=0.5,
         lt=1,
     )
+    push_to_hub: bool = option(
+        "run",
+        False,
+        "upload model, tokenizer and model card at the end of the run; the token is that of "
+        "HF_TOKEN or of `hf auth login`",
+    )
+    hub_model_id: str | None = option(
+        "run",
+        None,
+        "repository of the upload, ORG/NAME; none = the name of output_dir, in the token's account",
+    )
+    hub_private_repo: bool = option("run", False, "make that repository a private one")

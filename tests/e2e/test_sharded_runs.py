@@ -12,6 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from rl4lm.export_source import find_source
+from rl4lm.exported import ExportChoices, export
+
 ROOT = Path(__file__).parents[2]
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--gpu_ids=-1,-1", "--config_file"]
 LAYOUTS = {
@@ -145,6 +148,20 @@ def test_its_files_are_whole_and_one_process_goes_on_from_them(whole_run):
     assert apart(found, expected) < 1e-12
     logged = (folder / "run" / "config.yaml").read_text(encoding="utf-8")
     assert "dealt by FSDP2" in logged
+
+
+@pytest.mark.timeout(240)
+def test_its_checkpoints_are_exported_like_any_other(whole_run, tmp_path):
+    folder, expected = whole_run
+    for checkpoint, weights in (
+        (2, weights_of(folder / "run" / "checkpoint-000002")),
+        (4, expected),
+    ):
+        out = tmp_path / str(checkpoint)
+        export(find_source(str(folder / "run"), checkpoint), out, ExportChoices())
+        found = weights_of(out)
+        assert found.keys() == weights.keys()
+        assert all(torch.equal(found[name], tensor) for name, tensor in weights.items())
 
 
 @pytest.mark.slow
