@@ -68,10 +68,13 @@ _K3_IN_LOSS = (
     "k3 in the loss does not follow the gradient of the KL; ask for it as kl_in=grpo_k3 if it is "
     "GRPO's objective that you want, or use kl_in=loss"
 )
+_ROUNDS = "it is the number of further prompts that may be drawn in the place of one, such as 3"
 # Values that someone may well ask for, of options that do not take them -> the reason.
 _REFUSED_VALUES: Mapping[tuple[str, str], str] = {
     **{("kl_in", word): _K1_IN_LOSS for word in ("k1", "k1_loss", "loss_k1")},
     **{("kl_in", word): _K3_IN_LOSS for word in ("k3", "k3_loss", "loss_k3")},
+    ("dynamic_sampling", "True"): _ROUNDS,
+    ("dynamic_sampling", "true"): _ROUNDS,
 }
 
 

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from rl4lm.baselines import BASELINES, NEEDS_TWO_GENERATIONS, SCALES
-from rl4lm.config import ReinforceConfig
+from rl4lm.config import OPTIONS, ReinforceConfig
 from rl4lm.enumeration import PROMPTS, all_completions
 from rl4lm.objective import direct_terms
 from rl4lm.testbed import Batches, Draws, Testbed
@@ -200,6 +200,8 @@ def _setting(config: ReinforceConfig) -> ReinforceConfig:
         max_completion_length=_longest(len(PROMPTS) * generations),
         stop_strings=[],
         stop_token_ids=[],
+        dynamic_sampling=0,
+        **{name: OPTIONS[name].default for name in OPTIONS if name.startswith("curriculum")},
         sampler_url=None,
         sampler_model=None,
         optim="sgd",
