@@ -19,8 +19,10 @@ SECONDS = 100
 TINY = {"prompts_per_step": 8, "num_generations": 4, "max_steps": 3, "eval_samples": 0}
 # No clipping: scaling to a norm would hide a gradient that is twice too large.
 EXACT = {**TINY, "dtype": "float64", "optim": "sgd", "learning_rate": 1e-3, "max_grad_norm": 0}
+CHOSEN = {"dynamic_sampling": 2, "curriculum": "success", "curriculum_column": "family"}
 RUNS = {
     "exact": {"config": EXACT, "reduce": True},
+    "chosen": {"config": {**EXACT, **CHOSEN}, "reduce": True},
     "adapters": {"config": {**TINY, "use_peft": True, "learning_rate": 1e-3}, "reduce": True},
     "unreduced": {"config": EXACT, "reduce": False},
 }
@@ -53,6 +55,11 @@ class Recorder:
             "completions": [row["completion_ids"] for row in stats.completions],
             "gradient": self.gradient,
             "norm": stats.metrics["grad_norm"],
+            "chosen": {
+                name: value
+                for name, value in stats.metrics.items()
+                if name.startswith(("dynamic_sampling/", "curriculum/"))
+            },
             "weights": digest(trainer.policy.trainable().values()),
         })
 
@@ -126,10 +133,10 @@ def two(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def one(tmp_path_factory):
-    """The folder in which one process wrote down the exact run."""
+    """The folder in which one process wrote down the runs in float64."""
     folder = tmp_path_factory.mktemp("one")
     (folder / "script.py").write_text(SCRIPT, encoding="utf-8")
-    runs = json.dumps({"exact": RUNS["exact"]})
+    runs = json.dumps({name: RUNS[name] for name in ("exact", "chosen")})
     done = start([sys.executable, folder / "script.py", folder, runs], folder)
     assert done.returncode == 0, done.stderr
     return folder
@@ -158,9 +165,10 @@ def test_without_the_reduction_the_gradients_and_the_weights_of_the_processes_pa
 
 
 @pytest.mark.timeout(120)
-def test_two_processes_draw_the_same_completions_as_one_token_for_token(one, two):
-    alone, _ = recorded(one, "exact", 0)
-    (first, _), (second, _) = recorded(two, "exact", 0), recorded(two, "exact", 1)
+@pytest.mark.parametrize("name", ["exact", "chosen"])
+def test_two_processes_draw_the_same_completions_as_one_token_for_token(one, two, name):
+    alone, _ = recorded(one, name, 0)
+    (first, _), (second, _) = recorded(two, name, 0), recorded(two, name, 1)
     assert alone["processes"] == 1
     for whole, mine, theirs in zip(alone["steps"], first["steps"], second["steps"], strict=True):
         # Each prompt is drawn by one of the two, whoever that is.
@@ -169,9 +177,10 @@ def test_two_processes_draw_the_same_completions_as_one_token_for_token(one, two
 
 
 @pytest.mark.timeout(120)
-def test_two_processes_reach_the_weights_of_one(one, two):
-    alone, weights = recorded(one, "exact", 0)
-    together, shared = recorded(two, "exact", 0)
+@pytest.mark.parametrize("name", ["exact", "chosen"])
+def test_two_processes_reach_the_weights_of_one(one, two, name):
+    alone, weights = recorded(one, name, 0)
+    together, shared = recorded(two, name, 0)
     for mine, theirs in zip(alone["steps"], together["steps"], strict=True):
         assert theirs["norm"] == pytest.approx(mine["norm"], rel=1e-12)
     before, after = flat(weights["before"]), flat(weights["after"])
@@ -183,6 +192,16 @@ def test_two_processes_reach_the_weights_of_one(one, two):
     assert (shared_way - way).norm() <= 1e-10 * way.norm()
     _, parted = recorded(two, "unreduced", 0)
     assert (flat(parted["after"]) - after).norm() > 1e-2 * way.norm()
+
+
+@pytest.mark.timeout(120)
+def test_two_processes_choose_prompts_and_draw_further_ones_as_one_does(one, two):
+    runs = [recorded(one, "chosen", 0), recorded(two, "chosen", 0), recorded(two, "chosen", 1)]
+    alone, *others = [[step["chosen"] for step in notes["steps"]] for notes, _ in runs]
+    assert alone == others[0] == others[1]
+    # Some slots were filled again, and not all of them: else nothing is shown here.
+    assert any(8 < step["dynamic_sampling/groups"] < 8 * 3 for step in alone)
+    assert len({step["curriculum/expected_success"] for step in alone}) == 3
 
 
 @pytest.mark.timeout(120)
