@@ -61,9 +61,9 @@ def test_every_answer_is_the_value_by_pythons_grammar(rows):
 
 def test_every_answer_earns_the_reward_and_another_does_not(splits):
     for row in splits["test"]:
-        assert exact_answer(completion=row["answer"], answer=row["answer"]) == 1.0
+        assert exact_answer(completions=[row["answer"]], answer=[row["answer"]]) == [1.0]
         wrong = str(int(row["answer"]) + 1)
-        assert exact_answer(completion=wrong, answer=row["answer"]) == 0.0
+        assert exact_answer(completions=[wrong], answer=[row["answer"]]) == [0.0]
 
 
 def test_no_problem_is_in_both_splits_or_twice_in_one_in_any_order_of_its_terms(splits):
