@@ -22,6 +22,12 @@ PRIOR = 4  # completions that the estimate so far counts as, beside new ones
 MOST_ESTIMATES = 2**16  # of prompts, and of groups: those of the ones met last
 UNKNOWN = 0.5  # the success of what was never tried, so that it is
 
+# The options that leave every prompt as the stream has it, drawn once.
+AS_THEY_COME: Mapping[str, Any] = {
+    "dynamic_sampling": 0,
+    **{name: OPTIONS[name].default for name in OPTIONS if name.startswith("curriculum")},
+}
+
 
 class Course(Protocol):
     """Chooses prompts."""

@@ -28,7 +28,8 @@ import torch
 from torch import Tensor
 
 from rl4lm.baselines import BASELINES, NEEDS_TWO_GENERATIONS, SCALES
-from rl4lm.config import OPTIONS, ReinforceConfig
+from rl4lm.config import ReinforceConfig
+from rl4lm.curriculum import AS_THEY_COME
 from rl4lm.enumeration import PROMPTS, all_completions
 from rl4lm.objective import direct_terms
 from rl4lm.testbed import Batches, Draws, Testbed
@@ -106,7 +107,7 @@ def verify(config: ReinforceConfig, token_rewards: bool = False, variances: bool
     expected = bench.expected_gradient()
     stated, truth = bench.stated.expected(), bench.true_gradient()
     scale = SCALES[setting.resolved_baseline](len(PROMPTS), setting.num_generations)
-    why = "; ".join(_reasons(setting, scale))
+    why = "; ".join([*_reasons(setting, scale), *_reasons_of_prompts(config)])
     residual = _relative(expected / scale, truth)
     checks = [
         _at_most("log-probs of every completion", bench.logprob_error(), LIMIT),
@@ -132,6 +133,7 @@ def verify(config: ReinforceConfig, token_rewards: bool = False, variances: bool
 def every_case(config: ReinforceConfig) -> Iterator[tuple[ReinforceConfig, bool]]:
     """Every baseline and estimator option: (configuration, rewards per token)."""
     off: dict[str, Any] = {
+        **AS_THEY_COME,
         "gamma": 1.0,
         "beta": 0.0,
         "entropy_coef": 0.0,
@@ -200,8 +202,7 @@ def _setting(config: ReinforceConfig) -> ReinforceConfig:
         max_completion_length=_longest(len(PROMPTS) * generations),
         stop_strings=[],
         stop_token_ids=[],
-        dynamic_sampling=0,
-        **{name: OPTIONS[name].default for name in OPTIONS if name.startswith("curriculum")},
+        **AS_THEY_COME,
         sampler_url=None,
         sampler_model=None,
         optim="sgd",
@@ -239,6 +240,12 @@ def _reasons(config: ReinforceConfig, scale: float) -> Iterator[str]:
         yield "from the second update on the completions are clipped; the first is exact"
     if scale != 1 and direct_terms(config):
         yield f"the baseline shrinks the reward's part to {scale:.3g}, and the loss's part not"
+
+
+def _reasons_of_prompts(config: ReinforceConfig) -> Iterator[str]:
+    """The same, for options that the tiny problem has too few prompts for."""
+    if config.curriculum != "none":
+        yield "a curriculum draws other prompts at every step than the data as they come"
 
 
 def _objective(config: ReinforceConfig, token_rewards: bool) -> str:
