@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from rl4lm import loading
-from rl4lm.adapting import with_adapter
+from rl4lm.adapting import check_continued, with_adapter
 from rl4lm.config import ReinforceConfig
 from rl4lm.data import PromptData
 from rl4lm.evaluate import Exam

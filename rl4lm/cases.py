@@ -9,6 +9,7 @@ from typing import Any
 
 from rl4lm.baselines import BASELINES, NEEDS_TWO_GENERATIONS
 from rl4lm.config import ReinforceConfig
+from rl4lm.curriculum import AS_THEY_COME
 
 # Each an option of TRL's, or several together with what they act on.
 _SHAPED: tuple[dict[str, Any], ...] = (
@@ -34,6 +35,7 @@ _SHAPED: tuple[dict[str, Any], ...] = (
 def every_case(config: ReinforceConfig) -> Iterator[tuple[ReinforceConfig, bool]]:
     """Every baseline and estimator option: (configuration, rewards per token)."""
     off: dict[str, Any] = {
+        **AS_THEY_COME,
         "gamma": 1.0,
         "beta": 0.0,
         "entropy_coef": 0.0,

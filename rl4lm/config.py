@@ -213,6 +213,31 @@ def _server_conflicts(config: ReinforceConfig) -> Iterator[str]:
             f"sampler_model={config.sampler_model} names a model at a server, but there is no "
             "server; set sampler_url too, or leave both out"
         )
+    yield from _conflicts_of_prompts(config)
+
+
+def _conflicts_of_prompts(config: ReinforceConfig) -> Iterator[str]:
+    """The same, of how prompts are chosen."""
+    drawn_again = f"dynamic_sampling={config.dynamic_sampling}"
+    if config.dynamic_sampling and config.resolved_baseline not in COMPARES_WITHIN_PROMPT:
+        yield (
+            f"{drawn_again} drops prompts whose completions have no advantage, and with baseline="
+            f"{config.resolved_baseline} that depends on other prompts; set num_generations to 2 "
+            "or more and a baseline within the prompt, such as prompt_leave_one_out"
+        )
+    if config.dynamic_sampling and (config.beta or config.entropy_coef):
+        yield (
+            f"{drawn_again} drops prompts whose rewards are all equal, and with them what beta="
+            f"{config.beta:g} and entropy_coef={config.entropy_coef:g} say of them, which would be "
+            "another objective; leave these out, or set dynamic_sampling=0"
+        )
+    of_curriculum = ("curriculum_candidates", "curriculum_column")
+    changed = [n for n in of_curriculum if getattr(config, n) != OPTIONS[n].default]
+    if config.curriculum == "none" and changed:
+        yield (
+            f"{changed[0]}={getattr(config, changed[0])} has no effect without a curriculum; set "
+            "curriculum=success, or leave it out"
+        )
 
 
 def _run_conflicts(config: ReinforceConfig) -> Iterator[str]:

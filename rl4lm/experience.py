@@ -6,6 +6,8 @@ Everything here is measured under the policy that sampled, and constant afterwar
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -13,24 +15,25 @@ from torch import Tensor
 from rl4lm.assembly import Task
 from rl4lm.baselines import BASELINES, NEEDS_FEATURES, BaselineInputs, State
 from rl4lm.config import ReinforceConfig
-from rl4lm.data import stream_indices
+from rl4lm.curriculum import make_course
 from rl4lm.dealing import Deal, Lengths, deal
 from rl4lm.early import EarlyScores
+from rl4lm.earnings import Earnings
 from rl4lm.errors import ModelError, RewardError, RewardFailedError
-from rl4lm.kl import k1
+from rl4lm.groups import Groups
 from rl4lm.metrics import Stopwatch, pack, unscored_rows
 from rl4lm.objective import shaping_of
 from rl4lm.policy import Policy
 from rl4lm.preparing import inference_mode_of
 from rl4lm.randomness import Stream
 from rl4lm.reference import Reference
-from rl4lm.returns import after_each_token, at_last_token, returns_to_go
+from rl4lm.rounds import Live, all_live, draw_rounds, drawing, earned_by, have_advantage, kept_keys
 from rl4lm.sampler import Chance, Draw, Sampler
 from rl4lm.sampling import EndRule, Finished
 from rl4lm.scoring import RewardContext, Scorer
 from rl4lm.served import make_sampler
 from rl4lm.shaping import shaped_advantages
-from rl4lm.types import Example, Experience, Rollout, Scores
+from rl4lm.types import Drawing, Example, Experience, Rollout, Scores
 from rl4lm.world import World
 
 
@@ -63,13 +66,17 @@ class Gatherer:
         self._policy = policy
         self._task = task
         self._ends = ends
-        self._reference = reference
         self._world = world
+        self.earnings = Earnings(config, policy, reference)
+        self.course = make_course(config, task.train)
         self.sampler: Sampler = make_sampler(config, policy)
         world.check_divides(config.prompts_per_step, "prompts_per_step")
         self.lengths = Lengths()
         self.baseline = BASELINES[config.resolved_baseline]
         self.shaping = shaping_of(config)
+        self._live: Live = all_live
+        if config.dynamic_sampling:
+            self._live = partial(have_advantage, self.earnings, self.baseline, self.shaping)
         self._needs_features = config.resolved_baseline in NEEDS_FEATURES
         if self._needs_features and not policy.module.separate_head:
             raise ModelError(
@@ -94,17 +101,54 @@ class Gatherer:
             context: for rewards that ask where training stands.
             watch: told of what took how long.
         """
-        keys = self.prompt_keys(step)
-        deal, examples = self.deal(keys)
+        keys, count = self.prompt_list(step), self._config.prompts_per_step
+        dealt, _ = self.deal(keys[:count])
+
+        def draw(places: Sequence[int]) -> Groups:
+            return self._draw(
+                self.rows([keys[place] for place in places]), step, places, context, watch
+            )
+
         with self._policy.shards.gathered():
-            with self._open_scores(examples, context) as early:
-                rollout = self.sample(examples, step, deal.mine, early.listener)
-                watch.lap("sample")
-                texts, scores = self._scored(early, examples, rollout)
-                watch.lap("score")
-            gathered = self.centre(keys, deal, examples, rollout, texts, scores, state)
+            rounds = self._config.dynamic_sampling
+            groups, mine = draw_rounds(dealt.mine, count, rounds, draw, self._live)
+            table = dealt.in_order(self._world.gather(mine))
+            experience, new_state = self.centre(
+                kept_keys(keys, table),
+                dealt,
+                groups.examples,
+                groups.rollout,
+                groups.texts,
+                groups.scores,
+                state,
+            )
+        done = self._learn_of_prompts(step, keys, table)
         watch.lap("centre")
-        return gathered
+        return replace(experience, drawing=done), new_state
+
+    def _draw(
+        self,
+        examples: Sequence[Example],
+        step: int,
+        places: Sequence[int],
+        context: RewardContext,
+        watch: Stopwatch,
+    ) -> Groups:
+        """Sample and score the prompts at some places of the step's list."""
+        with self._open_scores(examples, context) as early:
+            rollout = self.sample(examples, step, places, early.listener)
+            watch.lap("sample")
+            texts, scores = self._scored(early, examples, rollout)
+            watch.lap("score")
+        return Groups(examples, rollout, texts, scores)
+
+    def _learn_of_prompts(self, step: int, keys: Sequence[int], table: Tensor) -> Drawing:
+        """What the draws of the whole step say of its prompts, for later choices and the log."""
+        sampling = step // self._config.num_iterations
+        chosen = self.course.metrics(sampling, keys[: self._config.prompts_per_step])
+        self.course.note(sampling, *earned_by(keys, table))
+        done = drawing(table, self._config.num_generations)
+        return replace(done, metrics={**done.metrics, **chosen})
 
     def _scored(
         self, early: EarlyScores, examples: Sequence[Example], rollout: Rollout
@@ -117,15 +161,23 @@ class Gatherer:
             error.sampled = unscored_rows(examples, self._policy.codec.decode(ids), ids)
             raise
 
-    def prompt_keys(self, step: int) -> list[int]:
-        """Rows of the data that the whole step's P prompts come from."""
-        count, drawn_before = self._config.prompts_per_step, step // self._config.num_iterations
-        return stream_indices(len(self._task.train), self._config.seed, drawn_before * count, count)
+    def prompt_list(self, step: int) -> list[int]:
+        """Rows of the data that a step may draw: its P prompts, then P for each further round."""
+        sampling = step // self._config.num_iterations
+        lists = 1 + self._config.dynamic_sampling
+        return self.course.choose(sampling, lists, self._config.prompts_per_step)
 
-    def examples(self, step: int, places: Sequence[int] | None = None) -> list[Example]:
-        """Prompts of a step: those at some places of its list, or all."""
-        keys = self.prompt_keys(step)
-        return self._task.train.examples(keys if places is None else [keys[k] for k in places])
+    def prompt_keys(self, step: int) -> list[int]:
+        """Rows of the data that the whole step's first P prompts come from."""
+        return self.prompt_list(step)[: self._config.prompts_per_step]
+
+    def rows(self, keys: Sequence[int]) -> list[Example]:
+        """Prompts by their rows of the data."""
+        return self._task.train.examples(keys)
+
+    def examples(self, step: int) -> list[Example]:
+        """The first P prompts of a step."""
+        return self.rows(self.prompt_keys(step))
 
     def deal(self, prompt_keys: Sequence[int]) -> tuple[Deal, list[Example]]:
         """Who draws which prompts of a step, and those of this process."""
@@ -198,8 +250,9 @@ class Gatherer:
         Returns:
             The experience, and the baseline's state after it.
         """
-        policy, reference = self.policy_logprobs(rollout), self.reference_logprobs(rollout)
-        returns = self.returns(rollout, scores, policy, reference)  # [B] or [B, T]
+        policy = self.earnings.policy_logprobs(rollout)
+        reference = self.earnings.reference_logprobs(rollout)
+        returns = self.earnings.returns(rollout, scores, policy, reference)  # [B] or [B, T]
         from_start = returns if returns.dim() == 1 else returns[:, 0]
         gathered = self._world.gather(pack(rollout, scores, from_start))
         measures = deal.in_order(gathered)  # [P, G, 6 + K]
@@ -227,81 +280,10 @@ class Gatherer:
             reference_logprobs=reference,
             num_completions=baseline.numel(),
             places=deal.mine,
+            keys=[prompt_keys[place] for place in deal.mine],
+            drawing=Drawing(baseline.numel(), int(measures[..., 3].sum())),
         )
         return experience, new_state
-
-    def returns(
-        self, rollout: Rollout, scores: Scores, policy: Tensor, reference: Tensor
-    ) -> Tensor:
-        """What the baselines and the gradient see of each completion.
-
-        The reward less β times the log-ratio to the reference (`kl_in` in the reward), as one
-        number float64 [B]. Where anything is paid per token, a reward, the KL or the entropy, or
-        where γ < 1, the returns-to-go of every token, [B, T]; what belongs to the whole completion
-        is paid at its last token then.
-
-        Args:
-            rollout: the completions.
-            scores: of them.
-            policy: log π [B, T] of the policy that sampled.
-            reference: log π_ref [B, T]; not read where there is no KL.
-        """
-        mask = rollout.completion_mask
-        penalty = self._penalty(policy, reference, mask)
-        if scores.token_rewards is None and not self._paid_per_token:
-            return scores.rewards.flatten() - penalty.sum(dim=1)
-        paid = scores.token_rewards
-        if paid is None:
-            paid = at_last_token(scores.rewards.flatten(), mask)
-        if self._config.kl_in != "token_reward":
-            penalty = at_last_token(penalty.sum(dim=1), mask)
-        return returns_to_go(paid - penalty + self._bonus(rollout), mask, self._config.gamma)
-
-    @property
-    def _paid_per_token(self) -> bool:
-        """Whether the options pay tokens apart, whatever the rewards do."""
-        config = self._config
-        by_token = bool(config.beta) and config.kl_in == "token_reward"
-        return config.gamma < 1 or by_token or self._rewards_entropy
-
-    @property
-    def _rewards_entropy(self) -> bool:
-        return bool(self._config.entropy_coef) and self._config.entropy_in == "reward"
-
-    def _penalty(self, policy: Tensor, reference: Tensor, mask: Tensor) -> Tensor:
-        """β (log π - log π_ref) of every token, float64 [B, T]; 0 unless the reward pays for it."""
-        if not self._config.beta or self._config.kl_in not in ("reward", "token_reward"):
-            return torch.zeros(mask.shape, dtype=torch.float64)
-        return self._config.beta * k1(policy.double(), reference.double(), mask)
-
-    def _bonus(self, rollout: Rollout) -> Tensor:
-        """What each token earns by the entropy of the one after it, float64 [B, T]."""
-        mask = rollout.completion_mask
-        if not self._rewards_entropy:
-            return torch.zeros(mask.shape, dtype=torch.float64)
-        entropies = self._policy.completion_entropies(
-            rollout, self._config.temperature, self._config.max_tokens_per_micro_batch
-        )
-        return self._config.entropy_coef * after_each_token(entropies.double(), mask)
-
-    def policy_logprobs(self, rollout: Rollout) -> Tensor:
-        """log π of completions that the policy as it is has drawn, [B, T].
-
-        Where there is a KL, by a forward pass like the reference's: against the log-probs of
-        sampling, a policy that is the reference would be 1e-7 away from it, and AdamW would make a
-        whole step of that where no reward has anything to say.
-        """
-        if self._reference is None:
-            return rollout.sampling_logprobs
-        return self._policy.completion_logprobs(
-            rollout, self._config.temperature, self._config.max_tokens_per_micro_batch
-        )
-
-    def reference_logprobs(self, rollout: Rollout) -> Tensor:
-        """log π_ref of completions, [B, T]; [B, 0] where there is no KL."""
-        if self._reference is None:
-            return torch.zeros(len(rollout.completion_ids), 0)
-        return self._reference(rollout)
 
     def inputs(
         self, prompt_keys: Sequence[int], deal: Deal, rollout: Rollout, measures: Tensor

@@ -47,7 +47,7 @@ from rl4lm.scoring import RewardContext
 from rl4lm.shaping import shaped_advantages
 from rl4lm.sharding import dealt_like, whole_on_main
 from rl4lm.types import Experience, Rollout, StepStats, TrainState
-from rl4lm.unanswered import COUNTED
+from rl4lm.unanswered import is_count
 from rl4lm.world import World
 
 NON_FINITE_LIMIT = 3  # steps in a row without a finite gradient after which a run stops
@@ -115,11 +115,11 @@ class Learner:
         watch.lap("reduce")
         update = self._apply(live=self._always_live or numbers["live"] > 0)
         watch.lap("update")
-        tokens = int(e.measures[..., 3].sum()) if fresh else 0
+        tokens = e.drawing.tokens if fresh else 0
         self.state = replace(
             self.state,
             step=step + 1,
-            samples=self.state.samples + (e.num_completions if fresh else 0),
+            samples=self.state.samples + (e.drawing.completions if fresh else 0),
             tokens=self.state.tokens + tokens,
             skipped_steps=self.state.skipped_steps + int(not update["updated"]),
         )
@@ -128,6 +128,7 @@ class Learner:
             "step": step + 1,
             "loss": numbers["loss"],
             **rollout_metrics(e.measures, list(e.scores.parts)),
+            **e.drawing.metrics,
             **signal_metrics(numbers, e.num_completions),
             **noise,
             **update,
@@ -158,6 +159,7 @@ class Learner:
             "optimizer": whole_on_main(self._optimizer.state_dict(), keep),
             "scheduler": self._scheduler.state_dict(),
             "lengths": self.gatherer.lengths.state_dict(),
+            "course": self.gatherer.course.state_dict(),
             "non_finite": self.non_finite,
             "max_tokens": self.backward.max_tokens,
         }
@@ -168,6 +170,7 @@ class Learner:
         self._optimizer.load_state_dict(self._dealt(saved["optimizer"]))
         self._scheduler.load_state_dict(saved["scheduler"])
         self.gatherer.lengths.load_state_dict(saved["lengths"])
+        self.gatherer.course.load_state_dict(saved.get("course", {}))
         self.non_finite = saved["non_finite"]
         self.backward.max_tokens = saved["max_tokens"]
         self._experience = None
@@ -200,8 +203,7 @@ class Learner:
     def load_rank_state(self, saved: Mapping[str, Any]) -> None:
         """Go on from what `rank_state` gave, after `load_state_dict`."""
         if saved["experience"] is not None:
-            places = saved["experience"]["places"]
-            examples = self.gatherer.examples(self.state.step, places)
+            examples = self.gatherer.rows(saved["experience"]["keys"])
             self._experience = experience_from(saved["experience"], examples)
         self.gatherer.scorer.worst = saved["worst_rewards"]
         set_random_states(saved["random"])
@@ -325,8 +327,4 @@ class Learner:
 
 def _counts(e: Experience) -> dict[str, float]:
     """What the scorer counted of this process's completions; the names are the same on all."""
-    return {
-        name: value
-        for name, value in e.scores.metrics.items()
-        if name.startswith("rewards/") and name.rpartition("/")[2] in COUNTED
-    }
+    return {name: value for name, value in e.scores.metrics.items() if is_count(name)}

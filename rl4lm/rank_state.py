@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from rl4lm.types import Example, Experience, Rollout, Scores
+from rl4lm.types import Drawing, Example, Experience, Rollout, Scores
 
 
 def random_states() -> dict[str, Any]:
@@ -66,15 +66,18 @@ def experience_state(e: Experience) -> dict[str, Any]:
         "reference_logprobs": e.reference_logprobs,
         "num_completions": e.num_completions,
         "places": list(e.places),
+        "keys": list(e.keys),
+        "drawing": asdict(e.drawing),
     }
 
 
 def experience_from(state: Mapping[str, Any], examples: Sequence[Example]) -> Experience:
     """The experience that `experience_state` was taken from, and its prompts."""
-    rest = {k: v for k, v in state.items() if k not in ("rollout", "scores")}
+    rest = {k: v for k, v in state.items() if k not in ("rollout", "scores", "drawing")}
     return Experience(
         examples=examples,
         rollout=Rollout(**state["rollout"]),
         scores=Scores(**state["scores"]),
+        drawing=Drawing(**state["drawing"]),
         **rest,
     )

@@ -74,6 +74,7 @@ _RATIO_ONE = (
     "further updates on one sampling have the ratio of the completion and its clip here; with "
     "one update all ratios are 1, and it is loss_type="
 )
+_ROUNDS = "it is the number of further prompts that may be drawn in the place of one, such as 3"
 # Values that someone may well ask for, of options that do not take them -> the reason.
 _REFUSED_VALUES: Mapping[tuple[str, str], str] = {
     **{("kl_in", word): _K1_IN_LOSS for word in ("k1", "k1_loss", "loss_k1")},
@@ -93,6 +94,8 @@ _REFUSED_VALUES: Mapping[tuple[str, str], str] = {
     ("loss_type", "cispo"): _RATIO_ONE + "dapo",
     ("loss_type", "vespo"): _RATIO_ONE + "dapo",
     ("loss_type", "sapo"): _RATIO_ONE + "grpo",
+    ("dynamic_sampling", "True"): _ROUNDS,
+    ("dynamic_sampling", "true"): _ROUNDS,
 }
 
 

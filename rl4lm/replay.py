@@ -22,6 +22,7 @@ from rl4lm import durable
 from rl4lm.checkpoint import load_checkpoint
 from rl4lm.config import ReinforceConfig
 from rl4lm.console import Screen
+from rl4lm.curriculum import AS_THEY_COME
 from rl4lm.dealing import Deal
 from rl4lm.errors import ConfigError, DataError
 from rl4lm.logged import Row, check_ids, check_run, read_completions, read_metrics
@@ -175,6 +176,7 @@ def _trainer(config: ReinforceConfig, rows: Sequence[Row]) -> ReinforceTrainer:
         accuracy_func=None,
         reward_weights=None,
         **AS_GIVEN,
+        **AS_THEY_COME,
     )
     return ReinforceTrainer(
         reward_funcs=never_called,

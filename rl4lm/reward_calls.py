@@ -71,7 +71,10 @@ METRIC_NAMES = (
 )
 
 
-_METRIC_FAMILIES = ("rewards/", "time/", "completions/", "importance_ratio/", "clip_ratio/")
+_METRIC_FAMILIES = (
+    *("rewards/", "time/", "completions/", "importance_ratio/", "clip_ratio/"),
+    *("dynamic_sampling/", "curriculum/"),
+)
 
 
 @dataclass(frozen=True)

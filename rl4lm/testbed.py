@@ -41,7 +41,7 @@ from rl4lm.losses import token_weights
 from rl4lm.objective import direct_terms, total
 from rl4lm.stated import Stated
 from rl4lm.trainer import ReinforceTrainer
-from rl4lm.types import Experience, Rollout, Scores
+from rl4lm.types import Drawing, Experience, Rollout, Scores
 
 _PAST_STEPS = 30  # that history-keeping baselines have seen where variances are compared
 _WINDOWS = 6  # samplings whose second update is compared, where there is one
@@ -176,9 +176,9 @@ class Testbed:
             examples, self.trainer.policy.codec.decode(ids), ids, self.learner.context()
         )
         gatherer = self.learner.gatherer
-        policy = gatherer.policy_logprobs(self.rollout)
-        reference = gatherer.reference_logprobs(self.rollout)
-        returns = gatherer.returns(self.rollout, scores, policy, reference)
+        policy = gatherer.earnings.policy_logprobs(self.rollout)
+        reference = gatherer.earnings.reference_logprobs(self.rollout)
+        returns = gatherer.earnings.returns(self.rollout, scores, policy, reference)
         if returns.dim() == 1:
             returns = torch.where(self.rollout.completion_mask, returns[:, None], 0.0)
         return returns.view(self.truth.logprobs.shape), scores
@@ -233,9 +233,11 @@ class Testbed:
             advantages=torch.zeros(rows),
             weights=torch.ones(rows).double(),
             policy_logprobs=self.rollout.sampling_logprobs,
-            reference_logprobs=self.learner.gatherer.reference_logprobs(self.rollout),
+            reference_logprobs=self.learner.gatherer.earnings.reference_logprobs(self.rollout),
             num_completions=self.config.completions_per_step,
             places=range(len(self.rollout.prompt_ids)),
+            keys=range(len(self.rollout.prompt_ids)),
+            drawing=Drawing(completions=rows, tokens=0),
         )
         sampled = self.rollout.sampling_logprobs
         weights = token_weights(total(terms, experience), sampled, torch.zeros_like(sampled))

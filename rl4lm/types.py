@@ -185,6 +185,17 @@ class Scores:
 
 
 @dataclass(frozen=True)
+class Drawing:
+    """What it took to gather an experience, over all processes."""
+
+    completions: int  # drawn, those of dropped groups included
+    tokens: int  # of these completions
+    metrics: Mapping[str, float | None] = field(
+        default_factory=dict
+    )  # of what was drawn and chosen
+
+
+@dataclass(frozen=True)
 class Experience:
     """What optimizer steps learn from: completions of this process with their advantages.
 
@@ -204,7 +215,9 @@ class Experience:
     #                          by the same kind of pass as the reference's, else as sampled
     reference_logprobs: Tensor  # float [B, T], log π_ref; [B, 0] where there is no KL
     num_completions: int  # N, of the whole step over all processes
-    places: Sequence[int]  # P of them: where this process's prompts stand in the step's list
+    places: Sequence[int]  # P of them: where this process's prompts stand in the step
+    keys: Sequence[int]  # P of them: the rows of the data that they come from
+    drawing: Drawing
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,11 @@ _LOST = "lost"  # under which a reward that bounds its own work notes what came 
 COUNTED = ("timeouts", "crashes", "retried", "masked")
 
 
+def is_count(name: str) -> bool:
+    """Whether a number of the log is a count of rows at which a reward gave no answer."""
+    return name.startswith("rewards/") and name.rpartition("/")[2] in COUNTED
+
+
 def total(value: Value) -> float:
     """What a row is paid in all."""
     return math.fsum(value) if isinstance(value, list) else value

@@ -29,6 +29,7 @@ from torch import Tensor
 from rl4lm.baselines import SCALES
 from rl4lm.cases import every_case
 from rl4lm.config import ReinforceConfig
+from rl4lm.curriculum import AS_THEY_COME
 from rl4lm.enumeration import PROMPTS, all_completions
 from rl4lm.objective import direct_terms
 from rl4lm.splits import AS_GIVEN
@@ -108,7 +109,8 @@ def verify(config: ReinforceConfig, token_rewards: bool = False, variances: bool
     stated, truth = bench.stated_gradient(), bench.true_gradient()
     shrunk = SCALES[setting.resolved_baseline](len(PROMPTS), setting.num_generations)
     constant = setting.max_completion_length if setting.loss_type == "dr_grpo" else 1
-    scale, why = shrunk / constant, "; ".join(_reasons(setting, shrunk))
+    scale = shrunk / constant
+    why = "; ".join([*_reasons(setting, shrunk), *_reasons_of_prompts(config)])
     residual = _relative(expected / scale, truth)
     checks = [
         _at_most("log-probs of every completion", bench.logprob_error(), LIMIT),
@@ -173,6 +175,7 @@ def _setting(config: ReinforceConfig) -> ReinforceConfig:
         max_completion_length=_longest(len(PROMPTS) * generations),
         stop_strings=[],
         stop_token_ids=[],
+        **AS_THEY_COME,
         sampler_url=None,
         sampler_model=None,
         optim="sgd",
@@ -216,6 +219,12 @@ def _reasons(config: ReinforceConfig, scale: float) -> Iterator[str]:
         yield "what the length limit cuts off is left out, whatever it earned"
     if scale != 1 and direct_terms(config):
         yield f"the baseline shrinks the reward's part to {scale:.3g}, and the loss's part not"
+
+
+def _reasons_of_prompts(config: ReinforceConfig) -> Iterator[str]:
+    """The same, for options that the tiny problem has too few prompts for."""
+    if config.curriculum != "none":
+        yield "a curriculum draws other prompts at every step than the data as they come"
 
 
 def _objective(config: ReinforceConfig, token_rewards: bool) -> str:

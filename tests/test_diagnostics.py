@@ -26,7 +26,7 @@ from rl4lm.diagnostics import (
     tally_kl,
     tally_ratios,
 )
-from rl4lm.types import Example, Experience, Rollout, Scores
+from rl4lm.types import Drawing, Example, Experience, Rollout, Scores
 
 NAN = math.nan
 
@@ -202,6 +202,8 @@ def experience(tokens: bool = False) -> Experience:
         reference_logprobs=torch.where(mask, sampled + 0.4 * draw(B, T), NAN),
         num_completions=B,
         places=range(P),
+        keys=range(P),
+        drawing=Drawing(completions=B, tokens=0),
     )
 
 

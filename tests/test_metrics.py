@@ -16,7 +16,7 @@ from rl4lm.metrics import (
     peak_memory_bytes,
     rollout_metrics,
 )
-from rl4lm.types import Example, Experience, Rollout, Scores
+from rl4lm.types import Drawing, Example, Experience, Rollout, Scores
 
 NAN = math.nan
 LENGTHS = [1, 3, 2, 2]  # two prompts, two completions each
@@ -72,6 +72,8 @@ def experience(judged, advantages, examples=EXAMPLES):
         reference_logprobs=torch.zeros(4, 0),
         num_completions=4,
         places=range(len(examples)),
+        keys=range(len(examples)),
+        drawing=Drawing(completions=4, tokens=0),
     )
 
 

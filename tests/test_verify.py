@@ -532,6 +532,14 @@ def take_the_fast_path_unseen(policy, fast_path):
     return []
 
 
+def test_a_curriculum_is_another_objective_and_further_prompts_are_not():
+    found = verify(ReinforceConfig(num_generations=2, curriculum="success"), variances=False)
+    assert (found.verdict, found.passed) == ("another objective", False)
+    assert "a curriculum draws other prompts" in found.why
+    found = verify(ReinforceConfig(num_generations=2, dynamic_sampling=2), variances=False)
+    assert found.verdict == "exact"
+
+
 @pytest.mark.parametrize(
     ("plant", "options"), PLANTS, ids=[f"{p.__name__[6:]}-{i}" for i, (p, _) in enumerate(PLANTS)]
 )
@@ -569,6 +577,8 @@ def test_rewards_per_token_that_look_ahead_are_not_followed(monkeypatch):
 
 
 def test_the_matrix_holds_every_baseline_and_option():
+    chosen = ReinforceConfig(dynamic_sampling=2, curriculum="success")
+    assert list(every_case(chosen)) == list(every_case(ReinforceConfig()))
     cases = [(config, tokens) for config, tokens in every_case(ReinforceConfig())]
     plain = {
         (c.baseline, c.use_peft, c.temperature, c.num_generations)

@@ -9,7 +9,8 @@ from a split to rows, and a line in `BUILTIN_DATASETS`. Imports neither torch no
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import yaml
 
 from rl4lm.builtin.arithmetic import arithmetic_rows
 from rl4lm.builtin.code import code_rows
+from rl4lm.builtin.graded import LEVELS, graded_rows
 from rl4lm.errors import ConfigError
 
 PREFIX = "builtin:"
@@ -30,8 +32,11 @@ BUILTIN_MODELS: dict[str, str] = {
 BUILTIN_DATASETS: dict[str, Callable[..., list[dict[str, Any]]]] = {
     "builtin:arithmetic": arithmetic_rows,
     "builtin:code": code_rows,
+    "builtin:graded-arithmetic": graded_rows,
 }
 """Name -> function from a split to its rows."""
+
+_GRADED = "builtin:graded-arithmetic:"  # and levels behind it
 
 _HERE = Path(__file__).parent
 
@@ -90,9 +95,37 @@ def dataset_rows(name: str, split: str) -> list[dict[str, Any]]:
     Raises:
         ConfigError: for a name or a split that does not exist; names the nearest one.
     """
-    _check_known("data set", name, BUILTIN_DATASETS)
+    rows = _rows_of(name)
     _check_known("split", split, ("train", "test"))
-    return BUILTIN_DATASETS[name](split)
+    return rows(split)
+
+
+def _rows_of(name: str) -> Callable[..., list[dict[str, Any]]]:
+    if name.startswith(_GRADED):
+        return partial(graded_rows, levels=_levels(name.removeprefix(_GRADED)))
+    _check_known("data set", name, BUILTIN_DATASETS)
+    return BUILTIN_DATASETS[name]
+
+
+def _levels(asked: str) -> Sequence[int]:
+    """The levels of a text such as `3`, `2-4` or `1,3,5-6`.
+
+    Raises:
+        ConfigError: it is no such text, or there is no such level.
+    """
+    found: set[int] = set()
+    for part in asked.split(","):
+        first, dash, last = part.partition("-")
+        ends = [first, last] if dash else [first, first]
+        if not all(end in map(str, LEVELS) for end in ends):
+            raise ConfigError(
+                f"{_GRADED}{asked} names no levels; there are {LEVELS[0]} to {LEVELS[-1]}, "
+                f"written such as {_GRADED}2-4 or {_GRADED}1,3"
+            )
+        found |= set(range(int(ends[0]), int(ends[1]) + 1))
+    if not found:
+        raise ConfigError(f"{_GRADED}{asked} holds no level: the first of a range is the smaller")
+    return sorted(found)
 
 
 def _check_known(what: str, name: str, known: Iterable[str]) -> None:

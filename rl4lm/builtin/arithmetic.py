@@ -43,7 +43,12 @@ def canonical_key(prompt: str) -> str:
 
 def is_held_out(prompt: str) -> bool:
     """Whether a problem belongs to the test split: fixed, whatever the seed or the size."""
-    digest = hashlib.sha256(f"{_SALT}|{canonical_key(prompt)}".encode()).digest()
+    return key_is_held_out(canonical_key(prompt))
+
+
+def key_is_held_out(key: str) -> bool:
+    """Whether the problem of a canonical key belongs to the test split."""
+    digest = hashlib.sha256(f"{_SALT}|{key}".encode()).digest()
     return int.from_bytes(digest[:8], "big") < _HELD_OUT_SHARE * 2**64
 
 

@@ -77,3 +77,18 @@ class DataFields:
         "further data sets to evaluate on, named like dataset_name; their numbers go by "
         "NAME/metric; empty = none",
     )
+    curriculum: Literal["none", "success"] = option(
+        "data",
+        "none",
+        "which prompts a step draws: none takes them as they come, success those of some "
+        "candidates whose success so far is nearest to 50 %, with rewards from 0 to 1",
+    )
+    curriculum_candidates: int = option(
+        "data", 4, "prompts that a curriculum chooses one from; 1 = all are taken", ge=1, le=1000
+    )
+    curriculum_column: str = option(
+        "data",
+        "level",
+        "column whose values share an estimate of success, for prompts that were not met lately; "
+        "where the data have no column of the default name, such prompts count as 50 %",
+    )

@@ -42,3 +42,11 @@ class SamplingFields:
         "seconds that the server may take for the completions of one prompt",
         gt=0,
     )
+    dynamic_sampling: int = option(
+        "sampling",
+        0,
+        "further prompts drawn at most, one after another, in the place of one whose completions "
+        "have no advantage; the step then learns from as many prompts as it can; 0 = off",
+        ge=0,
+        le=1000,
+    )

@@ -37,6 +37,13 @@ KINDS: dict[str, dict[str, Any]] = {
     "full": {},
     "adapters": {"use_peft": True},
     "several updates": {"num_iterations": 3, "loss_type": "dapo", "scale_rewards": "group"},
+    "chosen prompts": {
+        "num_iterations": 3,
+        "dynamic_sampling": 2,
+        "curriculum": "success",
+        "curriculum_column": "answer",
+        "curriculum_candidates": 2,
+    },
     "reference and history": {"beta": 0.05, "kl_in": "loss", "baseline": "prompt_value"},
     "history of features": {"baseline": "linear_value", "optim": "sgd"},
 }
@@ -179,17 +186,19 @@ def test_a_run_that_crashed_and_was_resumed_is_the_run_that_did_not(
     assert_identical(undisturbed(kind), tmp_path)
 
 
-@pytest.mark.parametrize("step", [4, 5])
+@pytest.mark.parametrize(
+    ("kind", "step"), [("several updates", 4), ("several updates", 5), ("chosen prompts", 5)]
+)
 def test_a_run_that_was_stopped_between_the_updates_of_a_sampling_goes_on_exactly(
-    step, undisturbed, tmp_path
+    kind, step, undisturbed, tmp_path
 ):
     """Steps 4 to 6 learn from one sampling, which the checkpoint has to bring along."""
     with pytest.raises(Stopped, match=f"after step {step} of 7; saved in"):
-        run(tmp_path, KINDS["several updates"], crash=step, stop=SignalAfter)
+        run(tmp_path, KINDS[kind], crash=step, stop=SignalAfter)
     saved = torch.load(tmp_path / f"checkpoint-00000{step}" / "trainer_state.pt", weights_only=True)
     assert saved["ranks"][0]["experience"] is not None
-    run(tmp_path, KINDS["several updates"], resume_from_checkpoint=True)
-    assert_identical(undisturbed("several updates"), tmp_path)
+    run(tmp_path, KINDS[kind], resume_from_checkpoint=True)
+    assert_identical(undisturbed(kind), tmp_path)
 
 
 def test_a_resumed_run_without_its_random_states_is_another_run(undisturbed, tmp_path, monkeypatch):

@@ -264,6 +264,11 @@ OPTIONS = {
     "features": {"baseline": "linear_value", "optim": "sgd"},
     "two updates": {"num_iterations": 2},
     "tokens": {"gamma": 0.9},
+    "chosen prompts": {
+        "dynamic_sampling": 2,
+        "curriculum": "success",
+        "curriculum_column": "family",
+    },
 }
 
 
