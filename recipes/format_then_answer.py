@@ -22,6 +22,11 @@ from rl4lm.commands import quiet_libraries, settings_for
 from rl4lm.options import parse_options
 
 FORM = re.compile("[0-9]{3}|[1-9][0-9]{3}")  # a sum above 999 needs a fourth digit
+DEFAULTS = {
+    "reward_funcs": [f"{Path(__file__).resolve()}:display", "rewards.arithmetic:exact_answer"],
+    "reward_weights": [1.0, 1.0],
+    "output_dir": "runs/format_then_answer",
+}
 
 
 @per_sample
@@ -37,14 +42,7 @@ def main() -> None:
         sys.argv[1:],
         prog="recipes/format_then_answer.py",
         description="Two rewards with weights: the form of an answer, and the answer.",
-        base={
-            "reward_funcs": [
-                f"{Path(__file__).resolve()}:display",
-                "rewards.arithmetic:exact_answer",
-            ],
-            "reward_weights": [0.2, 1.0],
-            "output_dir": "runs/format_then_answer",
-        },
+        base=DEFAULTS,
         base_for=settings_for,
     )
     quiet_libraries()

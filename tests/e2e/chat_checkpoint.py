@@ -37,7 +37,7 @@ def save_chat_checkpoint(folder: Path) -> Path:
             num_hidden_layers=2,
             num_attention_heads=4,
             num_key_value_heads=2,
-            max_position_embeddings=2048,
+            max_position_embeddings=8192,
             tie_word_embeddings=True,
             bos_token_id=None,
             eos_token_id=SPECIAL.index("<|im_end|>"),
