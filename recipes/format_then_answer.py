@@ -1,12 +1,17 @@
-"""Two rewards with weights, one for the form of an answer and one for the answer itself.
+"""Two rewards with weights: the form is learned first, and then the answer within the form.
 
-    accelerate launch recipes/format_then_answer.py [--reward_weights 0.2 1] [--key value ...]
+    accelerate launch recipes/format_then_answer.py [--reward_weights 1 1] [--key value ...]
 
 `python recipes/format_then_answer.py` does the same in one process. The built-in model is to write
-its sums as a display of three digits does, `046` and `007`. `display` below pays for that form alone,
-whatever the digits; `rewards.arithmetic:exact_answer` pays for the number, whatever the zeros. The
-form is cheap to learn and says nothing, so it weighs a fifth of the answer. A chat model is asked for
-`rewards.formats:think_answer` in the same way.
+its sums as a display of three digits does, `046` and `007`. `display` below pays for that form
+alone, whatever the digits; `rewards.arithmetic:exact_answer` pays for the number, whatever the
+zeros. A chat model is asked for `rewards.formats:think_answer`, or what `tagged` makes, in the same
+way.
+
+One CPU core, no download, the steps of recipes/arithmetic.py: three minutes. Expect of 500 held-out
+answers 63 % in form and 51 % right to become 100 % and 98.6 % (one seed). On the way a form is the
+quicker one to learn: 30 steps, in which the share of right samples falls from 0.40 to 0.30, since a
+third digit that makes 46 a wrong 461 pays as well as a zero in front; it is back after 100 steps.
 """
 
 from __future__ import annotations

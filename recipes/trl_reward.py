@@ -4,13 +4,15 @@ r"""Rewards written for TRL, used as they are: two of TRL's own and one in its s
 
 `python recipes/trl_reward.py` does the same in one process. A chat model is to think in
 `<think>...</think>` and to box its result. `trl.rewards:think_format_reward` pays for the tags,
-`trl.rewards:accuracy_reward` for the result (it needs math-verify), and `boxed_once` below for one box:
-each by name and unchanged, so each in a process of its own with a time limit.
-Needs `pip install trl math-verify`; model and data (GSM8K) come from the hub, or `--dataset_name FILE`
-takes rows with `question` and `solution`, such as `$18$`, or with `answer` as in GSM8K.
+`trl.rewards:accuracy_reward` for the result (it needs math-verify), and `boxed_once` below for one
+box: each by name and unchanged, so each in a process of its own with a time limit. Needs `pip
+install trl math-verify`; model and data (GSM8K) come from the hub, or `--dataset_name FILE` takes
+rows with `question` and `solution`, such as `$18$`, or with `answer` as in GSM8K.
 
-One GPU with 24 GB. Not run by us on a GPU: the model of docs/scaling.md, at an RTX 4090's nominal
-rates, expects 7 s a step and 12 GB, so half an hour with the evaluations.
+One GPU with 24 GB. **Not run by us on a GPU**: the model of docs/scaling.md, at an RTX 4090's
+nominal rates and 250 tokens a completion, expects 7 s a step and 14 GB, so 23 minutes. No accuracy
+is promised for the same reason. Look at `rewards/<name>/mean` of each reward apart, before and
+after.
 """
 
 from __future__ import annotations
@@ -30,9 +32,7 @@ from rl4lm.options import parse_options
 from rl4lm.sources import check_prompts, load_rows
 
 HUB = "openai/gsm8k"
-SYSTEM = (
-    r"Think first, within <think> and </think>. Then give the result once, as in \boxed{42}."
-)
+SYSTEM = r"Think first, within <think> and </think>. Then give the result once, as in \boxed{42}."
 DEFAULTS = {
     "model_name_or_path": "Qwen/Qwen2.5-0.5B-Instruct",
     "use_peft": True,
@@ -69,7 +69,7 @@ def boxed_once(completions: Sequence[Any], **kwargs: Any) -> list[float]:
 
 
 def problems(config: ReinforceConfig, split: str) -> Rows:
-    """The rows of a split: the question as chat messages, and the column that TRL's reward reads."""
+    """The rows of a split, with chat messages and the column that TRL's reward reads."""
     if config.dataset_name == HUB:
         import datasets
 
@@ -81,8 +81,7 @@ def problems(config: ReinforceConfig, split: str) -> Rows:
 
 
 def solution(row: dict[str, Any]) -> str:
-    """What math-verify reads as the right result: handed the whole answer, it takes another number
-    than the one behind #### for 7 of the 1,319 test problems."""
+    """The right result alone: of whole solutions, math-verify reads some as another number."""
     if "solution" in row:
         return str(row["solution"])
     return "$" + row["answer"].rpartition("####")[2].strip().replace(",", "") + "$"

@@ -1,4 +1,4 @@
-"""A tiny chat model of Qwen2's shape with a ChatML template, made on the spot: nothing is loaded."""
+"""A tiny chat model of Qwen2's shape with a ChatML template, made on the spot."""
 
 from __future__ import annotations
 

@@ -236,7 +236,8 @@ def test_trl_is_handed_the_number_behind_the_hashes():
 
 
 @pytest.mark.parametrize(
-    ("text", "reward"), [(r"It is \boxed{4}.", 1.0), ("It is 4.", 0.0), (r"\boxed{4}\boxed{5}", 0.0)]
+    ("text", "reward"),
+    [(r"It is \boxed{4}.", 1.0), ("It is 4.", 0.0), (r"\boxed{4}\boxed{5}", 0.0)],
 )
 def test_the_reward_in_trls_style_is_for_one_box(text, reward):
     completion = [{"role": "assistant", "content": text}]
@@ -245,8 +246,10 @@ def test_the_reward_in_trls_style_is_for_one_box(text, reward):
 
 @pytest.mark.parametrize(
     ("completion", "reward"),
-    [("046", 1.0), ("007", 1.0), ("312", 1.0), ("1042", 1.0), ("46", 0.0), ("0046", 0.0)]
-    + [("", 0.0), (" 046", 0.0), ("٤٦٠", 0.0)],
+    [
+        *[(text, 1.0) for text in ("046", "007", "312", "1042")],
+        *[(text, 0.0) for text in ("46", "0046", "", " 046", "٤٦٠")],
+    ],
 )
 def test_a_display_shows_three_digits(completion, reward):
     assert recipe("format_then_answer").display(completions=[completion]) == [reward]
