@@ -7,7 +7,7 @@ weights, probe. What can be refused is refused before the weights are read.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -15,9 +15,9 @@ from torch import nn
 from rl4lm import loading
 from rl4lm.adapters import add_adapter, add_lora
 from rl4lm.config import OPTIONS, ReinforceConfig
-from rl4lm.data import PromptData, from_dataset, load_split
-from rl4lm.errors import MissingSplitError, ModelError
-from rl4lm.fitting import check_prompts, check_vocabulary, leave_out_unfit
+from rl4lm.data import PromptData
+from rl4lm.fitting import check_prompts, check_vocabulary, leave_out_long, leave_out_unfit
+from rl4lm.opening import open_parts
 from rl4lm.policy import Policy
 from rl4lm.preparing import make_policy
 from rl4lm.probe import probe
@@ -27,6 +27,7 @@ from rl4lm.sampling import EndRule
 from rl4lm.scoring import Scorer
 from rl4lm.served import ServedModel, make_sampler, read_served
 from rl4lm.sharding import shard
+from rl4lm.splits import training_splits
 from rl4lm.text import TextCodec
 from rl4lm.world import World
 
@@ -49,7 +50,14 @@ class Task:
     evaluation: PromptData
     held_out: bool  # False where there is no test split and training prompts are evaluated
     judges: Judges
-    notes: Sequence[str]  # lines about rows that were left out
+    notes: Sequence[str]  # lines about what was read, and about rows that were left out
+    warnings: Sequence[str] = ()
+    dropped: int = 0  # prompts that were too long
+
+    @property
+    def splits(self) -> list[PromptData]:
+        """The prompts of training, and those of evaluation."""
+        return [self.train, self.evaluation]
 
 
 def assemble_task(
@@ -63,13 +71,36 @@ def assemble_task(
     Raises:
         DataError, RewardError, ConfigError: what is missing or does not fit.
     """
-    train, evaluation = _splits(config, train_dataset, eval_dataset)
-    judges = assemble_judges(config, reward_funcs, [train, evaluation or train])
-    train, notes = leave_out_unfit(judges.scorer.rewards, train)
-    if evaluation is None:
-        return Task(train, train, False, judges, notes)
-    evaluation, more = leave_out_unfit(judges.scorer.rewards, evaluation)
-    return Task(train, evaluation, True, judges, [*notes, *more])
+    splits = training_splits(config, train_dataset, eval_dataset)
+    judges = assemble_judges(
+        config, reward_funcs, [splits.train, splits.evaluation or splits.train]
+    )
+    train, unfit = leave_out_unfit(judges.scorer.rewards, splits.train)
+    notes = [*splits.notes, *unfit]
+    if splits.evaluation is None:
+        return Task(train, train, False, judges, notes, splits.warnings)
+    evaluation, more = leave_out_unfit(judges.scorer.rewards, splits.evaluation)
+    return Task(train, evaluation, True, judges, [*notes, *more], splits.warnings)
+
+
+def fit_task(
+    config: ReinforceConfig, model: str | nn.Module | None, tokenizer: Any, task: Task
+) -> Task:
+    """The task without the prompts that are too long, where `long_prompts` says so.
+
+    Raises:
+        DataError, ModelError: no prompt is left, or no tokenizer can be read.
+    """
+    if config.long_prompts == "refuse":
+        return task
+    opened = open_parts(config, model, tokenizer)
+    train, notes = leave_out_long(config, opened.codec, opened.context, task.train)
+    dropped, evaluation = len(task.train) - len(train), train
+    if task.held_out:
+        evaluation, more = leave_out_long(config, opened.codec, opened.context, task.evaluation)
+        dropped, notes = dropped + len(task.evaluation) - len(evaluation), [*notes, *more]
+    notes = [*task.notes, *notes]
+    return replace(task, train=train, evaluation=evaluation, notes=notes, dropped=dropped)
 
 
 def assemble_judges(
@@ -99,26 +130,6 @@ def _accuracy(config: ReinforceConfig, columns: Sequence[str]) -> NamedReward | 
     (accuracy,) = resolve_rewards([config.accuracy_func])
     check_columns([accuracy], columns)
     return accuracy
-
-
-def _splits(
-    config: ReinforceConfig, train_dataset: Any, eval_dataset: Any
-) -> tuple[PromptData, PromptData | None]:
-    column = config.prompt_column
-    if train_dataset is not None:
-        held_out = None if eval_dataset is None else from_dataset(eval_dataset, column, "test")
-        return from_dataset(train_dataset, column, "train"), held_out
-    train = load_split(config.dataset_name, config.dataset_train_split, column)
-    if eval_dataset is not None:
-        return train, from_dataset(eval_dataset, column, "test")
-    if config.dataset_test_split is None:
-        return train, None
-    try:
-        return train, load_split(config.dataset_name, config.dataset_test_split, column)
-    except MissingSplitError:
-        if config.dataset_test_split != OPTIONS["dataset_test_split"].default:
-            raise  # it was asked for by name
-        return train, None
 
 
 def end_rule(config: ReinforceConfig, policy: Policy | ServedModel) -> EndRule:
@@ -200,28 +211,19 @@ def _network(
     world: World,
 ) -> tuple[TextCodec, nn.Module, int]:
     """Text codec, bare model, and the prompts' largest token id; the lengths are checked first."""
+    opened = open_parts(config, model, tokenizer)
+    largest = check_prompts(config, opened.codec, opened.context, data)
     if isinstance(model, nn.Module):
-        if tokenizer is None:
-            raise ModelError(
-                "a model object comes without a tokenizer; hand it over as processing_class"
-            )
-        codec = TextCodec(tokenizer)
-        largest = check_prompts(config, codec, loading.context_length(model.config), data)
-        return codec, loading.set_precision(model, config.dtype).to(world.device), largest
-    source = loading.open_model(
-        model or config.model_name_or_path,
-        trust_remote_code=config.trust_remote_code,
-        tokenizer=tokenizer,
-    )
-    codec = TextCodec(source.tokenizer)
-    largest = check_prompts(config, codec, source.context_length, data)
+        network = loading.set_precision(model, config.dtype).to(world.device)
+        return opened.codec, network, largest
+    assert opened.source is not None
     network = loading.load_model(
-        source,
+        opened.source,
         dtype=config.dtype,
         device=world.device,
         attn_implementation=config.attn_implementation,
     )
-    return codec, network, largest
+    return opened.codec, network, largest
 
 
 def _adapted(config: ReinforceConfig, network: nn.Module, peft_config: Any) -> nn.Module:

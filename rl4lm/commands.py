@@ -10,13 +10,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rl4lm.builtin import BUILTIN_MODELS, model_settings
+from rl4lm.columns import shape_of
 from rl4lm.config import OPTIONS, ReinforceConfig
+from rl4lm.datafiles import check_prompts
 from rl4lm.errors import ConfigError
 from rl4lm.offpolicy import check_off_policy
 from rl4lm.options import OptionParser, add_config_arguments, config_from
 from rl4lm.resume import find_start
 from rl4lm.reward_lookup import resolve_rewards
-from rl4lm.sources import check_prompts
 from rl4lm.tracking import plain
 
 if TYPE_CHECKING:
@@ -25,12 +26,22 @@ if TYPE_CHECKING:
 
 _MODEL = ("model_name_or_path", "dtype", "trust_remote_code", "attn_implementation")
 _ENDS = ("max_completion_length", "stop_strings", "stop_token_ids")
+_CHAT = ("as_chat", "system_prompt", "chat_template_kwargs")
 _EVAL = (
     *_MODEL,
     "dataset_name",
+    "dataset_train_split",
     "dataset_test_split",
+    "dataset_config",
+    "dataset_streaming",
+    "max_train_samples",
+    "held_out_share",
     "prompt_column",
+    "rename",
+    "prompt_template",
+    *_CHAT,
     "max_prompt_length",
+    "long_prompts",
     "reward_funcs",
     "reward_weights",
     "reward_timeout_s",
@@ -44,7 +55,7 @@ _EVAL = (
     "seed",
     "torch_threads",
 )
-_SAMPLE = (*_MODEL, *_ENDS, "num_generations", "temperature", "seed", "torch_threads")
+_SAMPLE = (*_MODEL, *_CHAT, *_ENDS, "num_generations", "temperature", "seed", "torch_threads")
 
 
 def settings_for(given: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -81,7 +92,7 @@ def run_training(config: ReinforceConfig, as_json: bool = False) -> dict[str, An
     # Again in the trainer; here they answer before torch is even imported.
     check_off_policy(config)
     find_start(config, thorough=False)
-    check_prompts(config.dataset_name, config.prompt_column)
+    _check_data(config)
     resolve_rewards(config.reward_funcs)
     from rl4lm.console import Screen
     from rl4lm.trainer import ReinforceTrainer
@@ -96,6 +107,12 @@ def run_training(config: ReinforceConfig, as_json: bool = False) -> dict[str, An
     return summary
 
 
+def _check_data(config: ReinforceConfig) -> None:
+    """Refuse files that are not there or lack a column, before torch is imported."""
+    name, configuration = config.dataset_name, config.dataset_config
+    check_prompts(name, config.prompt_column, shape_of(config), configuration)
+
+
 def evaluate(argv: Sequence[str]) -> None:
     """``rl4lm eval``: greedy accuracy and reward of a model."""
     parser = OptionParser(
@@ -107,21 +124,23 @@ def evaluate(argv: Sequence[str]) -> None:
     config = config_from(namespace, base_for=_only(_EVAL))
     if not config.eval_samples:
         raise ConfigError("eval_samples=0 leaves nothing to evaluate; give 1 or more")
+    _check_data(config)
     from rl4lm.assembly import assemble_evaluated, assemble_judges, end_rule
     from rl4lm.console import Screen
-    from rl4lm.data import load_split
     from rl4lm.evaluate import evaluate_completions
     from rl4lm.fitting import leave_out_unfit
+    from rl4lm.opening import fit_evaluated
     from rl4lm.scoring import RewardContext
     from rl4lm.served import check_server
+    from rl4lm.splits import evaluated_split
     from rl4lm.world import World
 
     quiet_libraries()
     check_server(config, temperature=None)
-    split = config.dataset_test_split or config.dataset_train_split
-    data = load_split(config.dataset_name, split, config.prompt_column)
+    data = evaluated_split(config)
     judges = assemble_judges(config, None, [data])
     data, notes = leave_out_unfit(judges.scorer.rewards, data)
+    data, long = fit_evaluated(config, data)
     world = World()
     world.use_threads(config.torch_threads)
     model, sampler = assemble_evaluated(config, [data], world)
@@ -141,12 +160,12 @@ def evaluate(argv: Sequence[str]) -> None:
     if not world.is_main:
         return
     screen = Screen(stderr=namespace.json)
-    for note in notes:
+    for note in [*notes, *long]:
         screen.note(note)
     if namespace.json:
         print_json(metrics)
     else:
-        screen.metrics(f"{_evaluated(config)} on {config.dataset_name}, {split}", metrics)
+        screen.metrics(f"{_evaluated(config)} on {config.dataset_name}, {data.split}", metrics)
 
 
 def _evaluated(config: ReinforceConfig) -> str:
@@ -194,7 +213,8 @@ def _samples(config: ReinforceConfig, namespace: Any) -> Iterator[dict[str, Any]
     from rl4lm.sampling import generate
     from rl4lm.world import World
 
-    data = PromptData([{"prompt": p} for p in namespace.prompt], "prompt", "given")
+    rows = [{"prompt": prompt} for prompt in namespace.prompt]
+    data = PromptData(rows, "prompt", "given", shape_of(config))
     world = World()
     world.use_threads(config.torch_threads)
     policy, _ = assemble_policy(config, None, None, None, [data], world)
@@ -211,7 +231,7 @@ def _samples(config: ReinforceConfig, namespace: Any) -> Iterator[dict[str, Any]
     with sampling_mode(policy):
         rollout = generate(
             policy,
-            policy.codec.encode(namespace.prompt),
+            policy.codec.encode([e.prompt for e in data.examples(range(len(data)))]),
             greedy if namespace.greedy else draw,
             num_generations=1 if namespace.greedy else config.num_generations,
             max_completion_length=config.max_completion_length,

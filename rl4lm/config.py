@@ -19,6 +19,7 @@ from pydantic.dataclasses import dataclass
 from pydantic_core import ErrorDetails
 
 from rl4lm.address import unusable_address, without_password
+from rl4lm.data_rules import data_conflicts
 from rl4lm.errors import ConfigError, did_you_mean
 from rl4lm.fields.data import DataFields
 from rl4lm.fields.estimator import EstimatorFields
@@ -27,6 +28,7 @@ from rl4lm.fields.optimizer import OptimizerFields
 from rl4lm.fields.rewards import RewardFields
 from rl4lm.fields.run import RunFields
 from rl4lm.fields.sampling import SamplingFields
+from rl4lm.notation import as_pairs, read_settings
 from rl4lm.refusals import asks_for_nothing, refused_value, unknown_option
 from rl4lm.schema import RULES, Option, describe
 
@@ -34,6 +36,8 @@ ConfigClass = TypeVar("ConfigClass")
 
 # Baselines that need several completions of a prompt; a lone one would be compared with itself.
 COMPARES_WITHIN_PROMPT = frozenset({"prompt_mean", "prompt_leave_one_out", "length_weighted"})
+
+_PAIRED = ("rename", "chat_template_kwargs")  # lists of name=value, which a mapping may say too
 
 _MOST_COMPLETIONS = 2**20  # in a step
 
@@ -88,6 +92,8 @@ class ReinforceConfig(  # the order of the options is that of these, from the la
         """Prepare a value for pydantic's conversion; see `Option.read`."""
         if info.field_name == "resume_from_checkpoint" and str(value).lower() in ("true", "false"):
             value = "true" if str(value).lower() == "true" else None
+        if info.field_name in _PAIRED:
+            value = as_pairs(value)
         return OPTIONS[info.field_name].read(value)
 
     def __post_init__(self) -> None:
@@ -131,6 +137,11 @@ class ReinforceConfig(  # the order of the options is that of these, from the la
         if self.lora_target_modules in (None, ["all-linear"]):
             return "all-linear"
         return list(self.lora_target_modules or [])
+
+    @property
+    def template_variables(self) -> dict[str, Any]:
+        """What the chat template is told besides the messages."""
+        return read_settings(self.chat_template_kwargs)
 
     def weights_for(self, count: int) -> list[float]:
         """The weights of ``count`` rewards; `ConfigError` where there are more or fewer of them."""
@@ -176,6 +187,7 @@ def _conflicts(config: ReinforceConfig) -> Iterator[str]:
             f"reward_funcs names a reward twice: {' '.join(config.reward_funcs)}; name each once "
             "and set its share by reward_weights"
         )
+    yield from data_conflicts(config)
     if config.sampler_url is not None and (why := unusable_address(config.sampler_url)):
         yield f"sampler_url={without_password(config.sampler_url)} {why}"
     if config.sampler_model is not None and config.sampler_url is None:

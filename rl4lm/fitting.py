@@ -18,6 +18,7 @@ from rl4lm.reward_lookup import NamedReward
 from rl4lm.text import TextCodec
 
 _ENCODED_AT_ONCE = 4096  # prompts
+_NAMED = 5  # rows in a message
 
 
 def check_prompts(
@@ -42,8 +43,47 @@ def check_prompts(
     for split in data:
         lengths, largest_here = _measure(codec, split)
         largest = max(largest, largest_here)
-        _check_lengths(config, context, split.split, lengths)
+        _check_lengths(config, context, split, lengths)
     return largest
+
+
+def leave_out_long(
+    config: ReinforceConfig, codec: TextCodec, context: int | None, data: PromptData
+) -> tuple[PromptData, list[str]]:
+    """Leave out the prompts that `check_prompts` would refuse.
+
+    Args:
+        config: gives `max_prompt_length` and `max_completion_length`.
+        codec: turns the prompts into ids.
+        context: positions of the model; None where it does not say.
+        data: one split.
+
+    Returns:
+        The split without these rows, and a line for the screen where there are any.
+
+    Raises:
+        DataError: no row is left.
+    """
+    room = None if context is None else context - config.max_completion_length
+    limits = [limit for limit in (config.max_prompt_length, room) if limit is not None]
+    lengths, _ = _measure(codec, data)
+    long = {row for row, length in enumerate(lengths) if limits and length > min(limits)}
+    if not long:
+        return data, []
+    note = (
+        f"{len(long)} of the {len(data)} prompts of split {data.split!r} are longer than "
+        f"{min(limits)} tokens and are left out ({_listed(data, sorted(long))})"
+    )
+    if len(long) == len(data):
+        raise DataError(f"{note}\nno row is left; raise max_prompt_length, or shorten the prompts")
+    return data.without(long), [note]
+
+
+def _listed(data: PromptData, rows: Sequence[int]) -> str:
+    """The numbers of the first rows of several."""
+    numbers = ", ".join(str(data.number(row)) for row in rows[:_NAMED])
+    more = ", …" if len(rows) > _NAMED else ""
+    return f"row{'s' if len(rows) > 1 else ''} {numbers}{more}"
 
 
 def leave_out_unfit(
@@ -100,27 +140,29 @@ def _measure(codec: TextCodec, split: PromptData) -> tuple[list[int], int]:
 
 
 def _check_lengths(
-    config: ReinforceConfig, context: int | None, split: str, lengths: Sequence[int]
+    config: ReinforceConfig, context: int | None, data: PromptData, lengths: Sequence[int]
 ) -> None:
     row = max(range(len(lengths)), key=lengths.__getitem__)
-    longest, limit = lengths[row], config.max_prompt_length
+    longest, limit, number = lengths[row], config.max_prompt_length, data.number(row)
     if limit is not None and longest > limit:
-        over = sum(length > limit for length in lengths)
+        over = [row for row, length in enumerate(lengths) if length > limit]
         raise DataError(
-            f"{over} of the {len(lengths)} prompts of split {split!r} are longer than "
-            f"max_prompt_length={limit} tokens (the longest, row {row}, has {longest}); "
-            "shorten or drop them, or raise the limit"
+            f"{len(over)} of the {len(lengths)} prompts of split {data.split!r} are longer than "
+            f"max_prompt_length={limit} tokens ({_listed(data, over)}; the longest, row {number}, "
+            f"has {longest}); shorten or drop them, or raise the limit; --long_prompts drop leaves "
+            "them out"
         )
     if context is None or longest + config.max_completion_length <= context:
         return
     remedy = (
-        f"lower the latter to at most {context - longest}, or drop long prompts"
+        f"lower the latter to at most {context - longest}, or drop long prompts (--long_prompts "
+        "drop)"
         if longest < context
-        else "drop that prompt"
+        else "drop that prompt (--long_prompts drop)"
     )
     raise ModelError(
         f"the model's context of {context} tokens is too short for the longest prompt of split "
-        f"{split!r} (row {row}, {longest} tokens) plus "
+        f"{data.split!r} (row {number}, {longest} tokens) plus "
         f"max_completion_length={config.max_completion_length}; {remedy}"
     )
 

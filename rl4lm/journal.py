@@ -95,10 +95,12 @@ class Journal:
         if not task.held_out and config.eval_samples:
             screen.note(
                 f"there is no split {config.dataset_test_split!r}: before and after are "
-                "measured on training prompts"
+                "measured on training prompts; --held_out_share 0.1 keeps some out for it"
             )
         for note in [*task.notes, *notes]:
             screen.note(note)
+        for warning in task.warnings:
+            screen.warn(warning)
 
     def step(self, stats: StepStats) -> None:
         """Log and show a finished step."""

@@ -57,6 +57,13 @@ NOT_OFFERED: Mapping[str, str] = {
     "lr": "it is called learning_rate here",
     "model": "it is called model_name_or_path here",
     "dataset": "it is called dataset_name here",
+    "streaming": "it is called dataset_streaming here",
+    "dataset_text_field": "it is called prompt_column here",
+    "max_eval_samples": "it is called eval_samples here",
+    "enable_thinking": "it is a variable of the chat template: chat_template_kwargs "
+    "enable_thinking=false",
+    "tools": "completions are not parsed for calls of tools; a column of that name goes to the "
+    "rewards",
 }
 
 

@@ -28,6 +28,7 @@ from rl4lm.logged import Row, check_ids, check_run, read_completions, read_metri
 from rl4lm.metrics import Stopwatch
 from rl4lm.options import read_yaml
 from rl4lm.returns import at_last_token
+from rl4lm.splits import AS_GIVEN
 from rl4lm.tracking import checkpoints
 from rl4lm.trainer import ReinforceTrainer
 from rl4lm.types import Example, Experience, Rollout, Scores
@@ -173,12 +174,12 @@ def _trainer(config: ReinforceConfig, rows: Sequence[Row]) -> ReinforceTrainer:
         eval_samples=0,
         accuracy_func=None,
         reward_weights=None,
-        max_prompt_length=None,
+        **AS_GIVEN,
     )
     return ReinforceTrainer(
         reward_funcs=never_called,
         args=settings,
-        train_dataset=[{config.prompt_column: row["prompt"]} for row in rows],
+        train_dataset=[{"prompt": row["prompt"]} for row in rows],
         screen=Screen(quiet=True),
     )
 

@@ -159,3 +159,12 @@ def check_columns(rewards: Sequence[NamedReward], columns: Sequence[str]) -> Non
                     f"data do not have{did_you_mean(parameter.name, columns)}; "
                     f"their columns are: {', '.join(columns) or 'none besides the prompt'}"
                 )
+
+
+def listed(
+    reward_funcs: str | Reward | Sequence[str | Reward] | None,
+) -> Sequence[str | Reward] | None:
+    """One reward or several as a list; None stays."""
+    if isinstance(reward_funcs, str) or callable(reward_funcs):
+        return [reward_funcs]
+    return reward_funcs

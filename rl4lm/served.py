@@ -64,7 +64,7 @@ def read_served(config: ReinforceConfig, data: Sequence[PromptData]) -> ServedMo
     source = loading.open_model(
         config.model_name_or_path, trust_remote_code=config.trust_remote_code
     )
-    codec = TextCodec(source.tokenizer)
+    codec = TextCodec(source.tokenizer, config.template_variables)
     largest = check_prompts(config, codec, source.context_length, data)
     model = loading.without_weights(source)
     check_vocabulary(model, largest, config.stop_token_ids)

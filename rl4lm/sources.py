@@ -1,157 +1,130 @@
 """Read the rows of a data set: shipped, from files, or from the hub.
 
-Imports no torch, so that a missing file is answered at once.
+Imports no torch, and `datasets` only where rows are read.
 """
 
 from __future__ import annotations
 
-import csv
-import json
+import glob
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from rl4lm.builtin import dataset_rows, is_builtin
+from rl4lm.columns import Row
+from rl4lm.datafiles import FORMATS, DataFiles, find_files, rows_are_under_data, where_it_breaks
 from rl4lm.errors import DataError, MissingSplitError, did_you_mean
 
-Row = Mapping[str, Any]
-
-_FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
-
-
-def check_source(name: str) -> str | None:
-    """Refuse a file that cannot be read as rows; anything that is no file is left to `load_rows`.
-
-    Returns:
-        The format of a file, as `datasets` calls it, or None where the name is not a file's.
-
-    Raises:
-        DataError: a file that is not there, is empty, has an unknown ending, or two columns of
-            one name.
-    """
-    path = Path(name).expanduser()
-    file_format = _FORMATS.get(path.suffix.lower())
-    try:
-        is_file, is_folder = path.is_file(), path.is_dir()
-    except OSError as error:  # a name that is too long
-        raise DataError(f"{name!r:.100} is no data set: {error.strerror}") from error
-    if file_format and not is_file:
-        raise DataError(f"there is no file {name!r} (looked in {Path.cwd()})")
-    if is_file and file_format is None:
-        raise DataError(
-            f"{name!r} is a {path.suffix or 'nameless'} file; prompts are read from "
-            f"{', '.join(_FORMATS)}"
-        )
-    if not (is_file or is_folder) and name.startswith(("/", ".", "~")):
-        raise DataError(f"there is no file or folder {name!r} (looked in {Path.cwd()})")
-    if file_format == "csv":
-        _check_header(name, path)
-    if file_format and path.stat().st_size == 0:
-        raise DataError(f"{name!r} is empty; at least one prompt is needed")
-    return file_format
+# What `datasets` says of a configuration that is missing or unknown ends with those there are.
+_CONFIGURATIONS = re.compile(r"(?:available configs: |not found\. Available: )\[(.*?)\]")
 
 
-def check_prompts(name: str, prompt_column: str) -> None:
-    """Refuse a csv or jsonl file whose first line has no prompts, before anything is loaded.
+@dataclass(frozen=True)
+class Access:
+    """How a data set is opened."""
 
-    Raises:
-        DataError: names the columns there are; or as `check_source`.
-    """
-    if check_source(name) is None:
-        return
-    path = Path(name).expanduser()
-    columns = _header(path) if path.suffix.lower() == ".csv" else _first_keys(path)
-    if columns and prompt_column not in columns:
-        raise no_prompts(f"the rows of {name!r}", columns, prompt_column)
+    configuration: str | None = None  # None: its only one
+    streamed_rows: int | None = None  # so many of the first rows are read; None: the whole
 
 
-def no_prompts(rows: str, columns: Sequence[str], prompt_column: str) -> DataError:
-    """What to say of rows without the prompt column."""
-    return DataError(
-        f"{rows} have no column {prompt_column!r}{did_you_mean(prompt_column, columns)}; they "
-        f"have: {', '.join(columns)}. Name the column that holds the prompts with --prompt_column"
-    )
-
-
-def load_rows(name: str, split: str) -> Sequence[Row]:
+def load_rows(name: str, split: str, access: Access) -> Sequence[Row]:
     """The rows of one split; `rl4lm.data.load_split` says what names and splits there are."""
-    return dataset_rows(name, split) if is_builtin(name) else _load_with_datasets(name, split)
-
-
-def _load_with_datasets(name: str, split: str) -> Sequence[Row]:
-    path, file_format = Path(name).expanduser(), check_source(name)
+    files = find_files(name, access.configuration)
+    if is_builtin(name):
+        return dataset_rows(name, split)[: access.streamed_rows]
     import datasets
 
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # errors are told in our words
     try:
-        if file_format:
-            found = datasets.load_dataset(file_format, data_files={"train": str(path)})
-        else:
-            found = datasets.load_dataset(str(path) if path.is_dir() else name)
+        splits = _open(name, files, access)
+        rows = _taken(splits[split], access.streamed_rows) if split in splits else None
     except Exception as error:
-        cause = error.__cause__ or error
-        reason = str(cause).strip().split("\n")[0] or type(cause).__name__
-        if isinstance(cause, StopIteration) or "corresponds to no data" in reason:
-            reason = "it has no rows"
-        raise DataError(
-            f"the data set {name!r} cannot be read: {reason[:300]}{_what_to_do(name, path)}"
-        ) from error
-    if split not in found:
+        told = f"{_reason(error)}{_what_to_do(name, files, error)}"
+        raise DataError(f"the data set {name!r} cannot be read: {told}") from error
+    if rows is None:
         raise MissingSplitError(
-            f"the data set {name!r} has no split {split!r}; it has: {', '.join(found)}"
+            f"the data set {name!r} has no split {split!r}; it has: {', '.join(splits)}"
             ". Choose splits with --dataset_train_split and --dataset_test_split"
-            f"{did_you_mean(split, list(found))}"
+            f"{did_you_mean(split, list(splits))}"
         )
-    return found[split]
+    return rows
 
 
-def _check_header(name: str, path: Path) -> None:
-    """Refuse a csv file with two columns of one name, which would be renamed in silence."""
-    header = _header(path)
-    twice = [column for column in dict.fromkeys(header) if header.count(column) > 1]
-    if twice:
-        raise DataError(
-            f"{name!r} has {header.count(twice[0])} columns called {twice[0]!r}; give every column "
-            "a name of its own"
-        )
+def _taken(rows: Any, first: int | None) -> Sequence[Row]:
+    return rows if first is None else list(islice(rows, first))
 
 
-def _header(path: Path) -> list[str]:
-    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
-        return next(csv.reader(file), [])
+def _open(name: str, files: DataFiles | None, access: Access) -> Mapping[str, Any]:
+    """The splits of a data set by name."""
+    import datasets
+
+    options: dict[str, Any] = {"streaming": access.streamed_rows is not None}
+    if files is not None:
+        if any(map(rows_are_under_data, files.all)):
+            options["field"] = "data"
+        places = {  # escaped: `datasets` takes every name for a pattern
+            split: [glob.escape(str(path)) for path in each]
+            for split, each in files.by_split.items()
+        }
+        return datasets.load_dataset(files.format, data_files=places, **options)
+    folder = Path(name).expanduser()
+    if (folder / "state.json").is_file():  # written by Dataset.save_to_disk
+        return {"train": datasets.load_from_disk(str(folder))}
+    if folder.is_dir():
+        return datasets.load_dataset(str(folder), access.configuration, **options)
+    try:
+        return datasets.load_dataset(name, access.configuration, **options)
+    except Exception:
+        copy = _copy_in_hub_cache(name)
+        if copy is None:
+            raise
+    return datasets.load_dataset(copy, access.configuration, **options)
 
 
-def _first_keys(path: Path) -> list[str]:
-    """The columns of the first row of a jsonl file; none where that cannot be told."""
-    if path.suffix.lower() != ".jsonl":
-        return []
-    with path.open("rb") as file:
-        try:
-            row = json.loads(file.readline())
-        except (ValueError, RecursionError):  # told with its line when all rows are read
-            return []
-    return list(row) if isinstance(row, dict) else []
+def _copy_in_hub_cache(name: str) -> str | None:
+    """The folder of a data set that was downloaded, where the hub may not be asked; else None.
+
+    `datasets` by itself finds only what it has read before, not what `hf download` has fetched.
+    """
+    from huggingface_hub import constants, errors, snapshot_download
+
+    if not constants.HF_HUB_OFFLINE:
+        return None
+    try:
+        return snapshot_download(name, repo_type="dataset", local_files_only=True)
+    except (errors.LocalEntryNotFoundError, errors.HFValidationError):
+        return None
 
 
-def _what_to_do(name: str, path: Path) -> str:
+def _reason(error: Exception) -> str:
+    cause = error.__cause__ or error
+    reason = str(cause).strip().split("\n")[0] or type(cause).__name__
+    if isinstance(cause, StopIteration) or "corresponds to no data" in reason:
+        return "it has no rows"
+    return reason[:300]
+
+
+def _what_to_do(name: str, files: DataFiles | None, error: Exception) -> str:
     """Where a file is broken, or what else a name could have been."""
-    if path.suffix.lower() == ".jsonl":
-        return f"; {_first_broken_line(path)}"
-    if path.is_file():
+    configurations = _CONFIGURATIONS.search(str(error))
+    if configurations:
+        return f"; it has the configurations {configurations[1]}: name one with --dataset_config"
+    if files is not None and files.all[0].suffix.lower() == ".jsonl":
+        return f"; {_where_they_break(files.all)}"
+    if files is not None:
         return "; mend the file or write it again"
-    if path.is_dir():
-        return f"; put files in it that end in {', '.join(_FORMATS)}"
+    if Path(name).expanduser().is_dir():
+        return f"; put files in it that end in {', '.join(FORMATS)}"
     return f"; there is no file or folder of that name either (looked in {Path.cwd()})"
 
 
-def _first_broken_line(path: Path) -> str:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                row = json.loads(line) if line.strip() else {}
-            except (ValueError, RecursionError) as error:  # ValueError: not UTF-8 too
-                return f"line {number} is not JSON ({error}): {line[:100]!r}; mend or drop it"
-            if not isinstance(row, dict):
-                return f"line {number} is no JSON object: {line[:100]!r}; mend or drop it"
-    return "every line must be a JSON object, and a column of one type in all of them"
+def _where_they_break(paths: Sequence[Path]) -> str:
+    if len(paths) == 1:
+        return where_it_breaks(paths[0])
+    told = [(path, where_it_breaks(path)) for path in paths]
+    path, words = next((pair for pair in told if pair[1].startswith("line ")), told[0])
+    return f"{path.name}: {words}" if words.startswith("line ") else words

@@ -6,7 +6,8 @@ people.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from rl4lm.errors import DataError
@@ -18,14 +19,23 @@ Prompt = str | Sequence[Message]
 class TextCodec:
     """A `transformers` tokenizer, and how prompts are written with it."""
 
-    def __init__(self, tokenizer: Any) -> None:
-        """Wrap a tokenizer."""
+    def __init__(self, tokenizer: Any, variables: Mapping[str, Any] = MappingProxyType({})) -> None:
+        """Wrap a tokenizer.
+
+        Args:
+            tokenizer: of the model.
+            variables: what its chat template is told besides the messages.
+        """
         self.tokenizer = tokenizer
+        self._variables = variables
 
     def encode(
         self, prompts: Sequence[Prompt], names: Sequence[str] | None = None
     ) -> list[list[int]]:
         """Token ids of each prompt: text as it stands, chat messages through the chat template.
+
+        After messages the template opens the assistant's turn. Where the last message is the
+        assistant's own, it is the beginning of the completion and stays open.
 
         Args:
             prompts: text, or chat messages.
@@ -71,17 +81,20 @@ class TextCodec:
     def _plain_ids(self, texts: list[str]) -> list[list[int]]:
         """Ids with the tokenizer's special tokens, but for an end token after the text.
 
-        Some tokenizers close every text with their end token; a prompt is not closed.
+        Some tokenizers close every text with their end token; a prompt is not closed. A text that
+        begins with the first token by itself, as one that a chat template has made, gets no second.
         """
         if not texts:
             return []
         bare = self._bare_ids(texts)
         full = self.tokenizer(texts)["input_ids"]
-        end = self.tokenizer.eos_token_id
-        return [
-            row[:-1] if row and row[-1] == end and row[-1:] != plain[-1:] and plain else row
-            for row, plain in zip(full, bare, strict=True)
-        ]
+        first, end = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
+        ids = []
+        for row, plain in zip(full, bare, strict=True):
+            doubled = plain[:1] == [first] and row[: len(plain) + 1] == [first, *plain]
+            closed = row and row[-1] == end and row[-1:] != plain[-1:] and plain
+            ids.append(row[int(doubled) : -1 if closed else None])
+        return ids
 
     def _render(self, messages: Sequence[Message]) -> str:
         if getattr(self.tokenizer, "chat_template", None) is None:
@@ -91,9 +104,14 @@ class TextCodec:
             )
         from jinja2 import TemplateError
 
+        begun = messages[-1]["role"] == "assistant"
         try:
             return self.tokenizer.apply_chat_template(
-                list(messages), tokenize=False, add_generation_prompt=True
+                list(messages),
+                tokenize=False,
+                add_generation_prompt=not begun,
+                continue_final_message=begun,
+                **self._variables,
             )
         except (TemplateError, TypeError, ValueError) as error:
             raise DataError(

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from rl4lm.activity import SAVING, doing
-from rl4lm.assembly import Task, assemble_policy, assemble_task, end_rule
+from rl4lm.assembly import Task, assemble_policy, assemble_task, end_rule, fit_task
 from rl4lm.checkpoint import save_weights, whole_weights
 from rl4lm.config import ReinforceConfig
 from rl4lm.console import Screen
@@ -37,7 +37,7 @@ from rl4lm.metrics import peak_memory_bytes
 from rl4lm.offpolicy import check_off_policy
 from rl4lm.provenance import given_in_python
 from rl4lm.resume import Start, agree, check_output, find_start
-from rl4lm.reward_lookup import Reward
+from rl4lm.reward_lookup import Reward, listed
 from rl4lm.saving import Checkpoints, unsaved
 from rl4lm.served import check_server
 from rl4lm.stopping import StopRequest
@@ -101,10 +101,10 @@ class ReinforceTrainer:
         check_server(config, config.temperature)
         screen = screen or Screen(logging_steps=config.logging_steps)
         screen.only_if(self.world.is_main)
-        self.task: Task = assemble_task(config, _listed(reward_funcs), train_dataset, eval_dataset)
-        splits = [self.task.train, self.task.evaluation]
+        task = assemble_task(config, listed(reward_funcs), train_dataset, eval_dataset)
+        self.task: Task = fit_task(config, model, processing_class, task)
         self.policy, notes = assemble_policy(
-            config, model, processing_class, peft_config, splits, self.world
+            config, model, processing_class, peft_config, self.task.splits, self.world
         )
         self._ends = end_rule(config, self.policy)
         self.learner = Learner(config, self.policy, self.task, self._ends, self.world)
@@ -118,7 +118,7 @@ class ReinforceTrainer:
             model=model,
             processing_class=processing_class,
             peft_config=peft_config,
-            reward_funcs=_listed(reward_funcs),
+            reward_funcs=listed(reward_funcs),
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
         )
@@ -363,6 +363,7 @@ class ReinforceTrainer:
             "steps": state.step,
             "skipped_steps": state.skipped_steps,
             "samples": state.samples,
+            "dropped_prompts": self.task.dropped,
             "tokens": state.tokens,
             "train_seconds": self._seconds,
             "peak_memory_bytes": int(peaks.max()),
@@ -380,12 +381,3 @@ class ReinforceTrainer:
         if self.config.output_dir is not None:
             footer += f"; weights in {Path(self.config.output_dir) / 'model'}"
         self.screen.before_after(summary["eval_before"], summary["eval_after"], footer)
-
-
-def _listed(
-    reward_funcs: str | Reward | Sequence[str | Reward] | None,
-) -> Sequence[str | Reward] | None:
-    """One reward or several as a list."""
-    if isinstance(reward_funcs, str) or callable(reward_funcs):
-        return [reward_funcs]
-    return reward_funcs

@@ -31,6 +31,7 @@ from rl4lm.baselines import BASELINES, NEEDS_TWO_GENERATIONS, SCALES
 from rl4lm.config import ReinforceConfig
 from rl4lm.enumeration import PROMPTS, all_completions
 from rl4lm.objective import direct_terms
+from rl4lm.splits import AS_GIVEN
 from rl4lm.testbed import Batches, Draws, Testbed
 
 LIMIT = 1e-9  # relative error that float64 rounding stays far below
@@ -190,8 +191,8 @@ def _setting(config: ReinforceConfig) -> ReinforceConfig:
         attn_implementation=None,
         lora_target_modules=None,
         dataset_test_split=None,
-        prompt_column="prompt",
-        max_prompt_length=None,
+        **AS_GIVEN,
+        chat_template_kwargs=[],
         reward_funcs=["rewards.arithmetic:exact_answer"],
         reward_weights=None,
         accuracy_func=None,

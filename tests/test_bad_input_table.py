@@ -215,6 +215,35 @@ CONFIGURATION = [
     yaml_case(
         "a null byte", 'reward_funcs: "a\\0b"\n', r"a\\x00b", "list of non-empty text", "expect"
     ),
+    config_case(
+        "a stream without a bound",
+        "--dataset_streaming",
+        "dataset_streaming=true",
+        "needs max_train_samples",
+        "set max_train_samples to the rows",
+    ),
+    config_case("half a renaming", "--rename answer", "rename: 'answer'", "two names with ="),
+    config_case("a lone brace", "--prompt_template {a", "prompt_template", "'}'", "write {column}"),
+    config_case(
+        "a field into a value", "--prompt_template {a.b}", "{a.b}", "name of a column", "as in {na"
+    ),
+    config_case(
+        "how a template is called",
+        "--chat_template_kwargs tokenize=true",
+        "tokenize",
+        "no variable of a template",
+        "give variables of the template",
+    ),
+    config_case(
+        "all held out", "--held_out_share 1", "held_out_share: '1'", "a number >= 0 and < 1"
+    ),
+    config_case(
+        "a share and a split",
+        "--held_out_share 0.5 --dataset_test_split validation",
+        "held_out_share=0.5",
+        "dataset_test_split=validation names one",
+        "leave one of them out",
+    ),
     Case("no output folder", ConfigError, "train", "where", "name a folder", "--output_dir"),
 ]
 
@@ -275,6 +304,79 @@ DATA = [
         "2 of the 2 prompts",
         "longer than max_prompt_length=3",
         "shorten or drop them, or raise the limit",
+    ),
+    Case(
+        "all prompts over the limit",
+        DataError,
+        f"{TRAIN} --max_prompt_length 3 --long_prompts drop",
+        "2 of the 2 prompts.*rows 0, 1",
+        "longer than 3 tokens",
+        "raise max_prompt_length",
+    ),
+    Case(
+        "a pattern that fits nothing",
+        DataError,
+        f"{TRAIN} --dataset_name none/*.jsonl",
+        "'none/\\*.jsonl'",
+        "no file fits the pattern",
+        "looked in",
+    ),
+    Case(
+        "a configuration of a file",
+        DataError,
+        f"{TRAIN} --dataset_config main",
+        "dataset_config=main",
+        "'good.jsonl' has none",
+        "leave dataset_config out",
+    ),
+    Case(
+        "a renamed column that is not there",
+        DataError,
+        f"{TRAIN} --rename anwser=solution",
+        "no column 'anwser'; did you mean answer",
+        "the rows have: prompt, answer",
+        "name one of them in old=new",
+    ),
+    Case(
+        "two columns of one new name",
+        DataError,
+        f"{TRAIN} --rename answer=prompt",
+        "'prompt' and 'answer'",
+        "both be called 'prompt'",
+        "give one of them another name",
+    ),
+    Case(
+        "a template with an unknown column",
+        DataError,
+        f"{TRAIN} --prompt_template {{question}}",
+        "no column 'question'",
+        "they have: prompt, answer",
+        "Write one of these in braces",
+    ),
+    Case(
+        "a system prompt without a chat template",
+        DataError,
+        f"{TRAIN} --system_prompt brief",
+        "chat messages",
+        "no chat template",
+        "give plain text prompts",
+    ),
+    Case(
+        "a share of almost nothing",
+        DataError,
+        f"{TRAIN} --held_out_share 0.000001",
+        "held_out_share=1e-06 would hold out 0 of the 2 rows",
+        "both sides need one",
+        "a larger share",
+    ),
+    Case(
+        "a conversation without a question",
+        DataError,
+        f"{TRAIN} --dataset_name a.jsonl",
+        "row 0 of split 'train'",
+        "no turn of a user",
+        "drop the row",
+        write("a.jsonl", CHAT.replace("prompt", "messages").replace("user", "system")),
     ),
     Case(
         "a shortened parquet file",

@@ -32,7 +32,7 @@ def file(tmp_path):
 
 def refusal(name, split="train", column="prompt"):
     with pytest.raises(DataError) as caught:
-        load_split(name, split, column).examples(range(2))
+        list(load_split(name, split, column).prompts())
     return str(caught.value)
 
 
@@ -54,6 +54,18 @@ def test_every_file_format_gives_the_same_examples(kind, tmp_path):
         ("train-1", "2+5=", {"answer": "a"}),
         ("train-0", "1+1=", {"answer": "a"}),
     ]
+
+
+def test_rows_read_together_are_those_read_one_by_one():
+    rows = [{"prompt": f"{k}", "x": [k, None], "y": {"z": k} if k % 2 else None} for k in range(9)]
+    table = datasets.Dataset.from_list(rows)
+    formatted = table.with_transform(lambda batch: {"prompt": batch["prompt"]})
+    for data in (rows, table, formatted):
+        split = from_dataset(data, "prompt", "train")
+        for some in (split, split.only([7, 1, 4]), split.without([0]).only([5, 5, 2])):
+            places = [2, 0, 1, 1]
+            assert some.examples(places) == [some.example(place) for place in places]
+            assert list(some.prompts()) == [some.example(k).prompt for k in range(len(some))]
 
 
 def test_rows_from_python_may_be_a_list_or_a_dataset():

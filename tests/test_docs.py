@@ -42,6 +42,13 @@ def test_the_mathematics_page_has_every_baseline_and_every_estimator_option():
         assert f"`{name}`" in MATHS, name
 
 
+def test_the_data_page_has_every_option_for_data():
+    page = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
+    for name, option in OPTIONS.items():
+        if option.theme == "data":
+            assert f"`{name}`" in page, name
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_links_lead_to_files(page):
     path = ROOT / page

@@ -42,9 +42,16 @@ def test_a_chat_template_that_writes_the_first_token_does_not_get_a_second_one()
     expected = [BOS, USER, ONE, ASSISTANT]
     with_bos = codec(template=TEMPLATE, adds=("<s>", "$A"))
     assert with_bos.encode([messages]) == [expected]
-    # The control: the same text through the plain path has the token twice.
+    # The same text, rendered by the user, gets none either; the control is the bare tokenizer.
     text = "<s> user: one assistant:"
-    assert with_bos.encode([text]) == [[BOS, *expected]]
+    assert with_bos.encode([text]) == [expected]
+    assert with_bos.tokenizer([text])["input_ids"] == [[BOS, *expected]]
+
+
+def test_only_a_first_token_that_the_tokenizer_added_is_taken_off():
+    adding, silent = codec(adds=("<s>", "$A")), codec()
+    assert adding.encode(["<s> <s> one", "one <s>"]) == [[BOS, BOS, ONE], [BOS, ONE, BOS]]
+    assert silent.encode(["<s> one", "<s> <s> one"]) == [[BOS, ONE], [BOS, BOS, ONE]]
 
 
 def test_an_end_token_that_the_tokenizer_appends_is_taken_off():

@@ -47,6 +47,17 @@ def verdict_without_a_bug(**options):
 
 EXACT = {
     "defaults": {},
+    "data of a whole run": {
+        "prompt_column": "question",
+        "rename": ["a=b"],
+        "prompt_template": "{x}",
+        "system_prompt": "Be brief.",
+        "chat_template_kwargs": ["enable_thinking=false"],
+        "dataset_streaming": True,
+        "max_train_samples": 1,
+        "held_out_share": 0.9,
+        "long_prompts": "drop",
+    },
     "one completion a prompt": {"num_generations": 1, "baseline": "batch_leave_one_out"},
     "three, and a mean that sees its own sample": {"num_generations": 3, "baseline": "prompt_mean"},
     "history": {"baseline": "prompt_value"},

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic.dataclasses import dataclass
 
 from rl4lm.schema import RULES, option
@@ -14,7 +16,8 @@ class DataFields:
     dataset_name: str = option(
         "data",
         "builtin:arithmetic",
-        "builtin:NAME, a jsonl, json, csv or parquet file, or a hub id",
+        "builtin:NAME, a jsonl, json, csv or parquet file, a folder or pattern (data/*.jsonl) of "
+        "such files, or a hub id",
     )
     dataset_train_split: str = option("data", "train", "split to train on")
     dataset_test_split: str | None = option(
@@ -26,4 +29,45 @@ class DataFields:
         None,
         "tokens; longer prompts are refused and counted, never cut; none = the model's context",
         ge=1,
+    )
+    dataset_config: str | None = option(
+        "data", None, "configuration of a data set that has several; none = its only one"
+    )
+    dataset_streaming: bool = option(
+        "data", False, "read rows as they come instead of the whole; needs max_train_samples"
+    )
+    max_train_samples: int | None = option(
+        "data", None, "rows to train on, the first of the split; none = all", ge=1
+    )
+    rename: list[str] = option(
+        "data", [], "columns to rename, as old=new; all other options use the new names"
+    )
+    prompt_template: str | None = option(
+        "data",
+        None,
+        "text of a prompt with {column} where a column's value goes, such as 'Question: "
+        "{question}'; a brace is doubled; none = the prompt column as it is",
+    )
+    as_chat: bool = option(
+        "data", False, "make each text prompt a user's message for the tokenizer's chat template"
+    )
+    system_prompt: str | None = option(
+        "data", None, "system message put before every prompt; text prompts become chat; none = no"
+    )
+    chat_template_kwargs: list[str] = option(
+        "data", [], "variables of the chat template, as name=value, such as enable_thinking=false"
+    )
+    long_prompts: Literal["refuse", "drop"] = option(
+        "data",
+        "refuse",
+        "what becomes of prompts over max_prompt_length or the model's context: refuse ends with "
+        "an error, drop leaves them out and counts them",
+    )
+    held_out_share: float = option(
+        "data",
+        0.0,
+        "share of the prompts that is kept out of training and evaluated on, where there is no "
+        "test split; chosen by seed and content; 0 = none",
+        ge=0,
+        lt=1,
     )
