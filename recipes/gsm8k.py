@@ -16,24 +16,22 @@ is promised for the same reason. Look at `rewards/gsm8k/mean` and `accuracy`, be
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from typing import Any
 
-import rl4lm
 from rl4lm.cli import run
-from rl4lm.commands import quiet_libraries, settings_for
-from rl4lm.config import ReinforceConfig
-from rl4lm.errors import MissingSplitError
+from rl4lm.commands import run_training, settings_for
 from rl4lm.options import parse_options
-from rl4lm.sources import check_prompts, load_rows
 
 HUB = "openai/gsm8k"
-SYSTEM = "Reason step by step, in few words. End with a line that holds #### and the number alone."
 DEFAULTS = {
     "model_name_or_path": "Qwen/Qwen2.5-0.5B-Instruct",
     "use_peft": True,
     "lora_r": 32,
     "dataset_name": HUB,
     "prompt_column": "question",
+    "system_prompt": "Reason step by step, in few words. "
+    "End with a line that holds #### and the number alone.",
     "reward_funcs": ["rewards.mathematics:gsm8k"],
     "accuracy_func": "rewards.mathematics:gsm8k",
     "prompts_per_step": 32,
@@ -49,52 +47,23 @@ DEFAULTS = {
     "output_dir": "runs/gsm8k",
 }
 
-Rows = list[dict[str, Any]]
 
-
-def problems(config: ReinforceConfig, split: str) -> Rows:
-    """The rows of a split, the question of each as chat messages."""
-    if config.dataset_name == HUB:
-        import datasets
-
-        rows = datasets.load_dataset(HUB, "main", split=split)
-    else:
-        rows = load_rows(config.dataset_name, split)
-    return [{**row, config.prompt_column: chat(row[config.prompt_column])} for row in rows]
-
-
-def chat(question: str) -> list[dict[str, str]]:
-    """A question as the model is asked it."""
-    return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": question}]
-
-
-def held_out(config: ReinforceConfig) -> Rows | None:
-    """The problems to evaluate on; None where there is one split only."""
-    if config.dataset_test_split is None:
-        return None
-    try:
-        return problems(config, config.dataset_test_split)
-    except MissingSplitError:
-        return None
+def brought(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What the chosen model and data bring with them: files have no configurations."""
+    of_data = {"dataset_config": "main"} if given["dataset_name"] == HUB else {}
+    return {**settings_for(given), **of_data}
 
 
 def main() -> None:
-    """Read the options and the problems, train, and leave the other processes in good order."""
+    """Read the options, and train."""
     config = parse_options(
         sys.argv[1:],
         prog="recipes/gsm8k.py",
         description="Teach a chat model the word problems of GSM8K.",
         base=DEFAULTS,
-        base_for=settings_for,
+        base_for=brought,
     )
-    quiet_libraries()
-    check_prompts(config.dataset_name, config.prompt_column)
-    train = problems(config, config.dataset_train_split)
-    trainer = rl4lm.ReinforceTrainer(
-        args=config, train_dataset=train, eval_dataset=held_out(config)
-    )
-    trainer.train()
-    trainer.world.close()
+    run_training(config)
 
 
 if __name__ == "__main__":

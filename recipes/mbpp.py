@@ -27,16 +27,16 @@ from rl4lm.commands import quiet_libraries, settings_for
 from rl4lm.config import ReinforceConfig
 from rl4lm.errors import MissingSplitError
 from rl4lm.options import parse_options
-from rl4lm.sources import check_prompts, load_rows
+from rl4lm.sources import Access, load_rows
 
 HUB = "google-research-datasets/mbpp"
-SYSTEM = "Answer with one Python function in a ```python block, and nothing else."
 DEFAULTS = {
     "model_name_or_path": "Qwen/Qwen2.5-Coder-0.5B-Instruct",
     "use_peft": True,
     "lora_r": 32,
     "dataset_name": HUB,
-    "prompt_column": "text",
+    "prompt_template": "{text}\nThe function must pass this test:\n{shown_test}",
+    "system_prompt": "Answer with one Python function in a ```python block, and nothing else.",
     "reward_funcs": ["rewards.programs:mbpp"],
     "prompts_per_step": 32,
     "num_generations": 8,
@@ -54,21 +54,16 @@ DEFAULTS = {
 Rows = list[dict[str, Any]]
 
 
+def brought(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What the chosen model and data bring with them: files have no configurations."""
+    of_data = {"dataset_config": "full"} if given["dataset_name"] == HUB else {}
+    return {**settings_for(given), **of_data}
+
+
 def tasks(config: ReinforceConfig, split: str) -> Rows:
-    """The rows of a split, the task of each as chat messages."""
-    if config.dataset_name == HUB:
-        import datasets
-
-        rows = datasets.load_dataset(HUB, "full", split=split)
-    else:
-        rows = load_rows(config.dataset_name, split)
-    return [{**row, config.prompt_column: chat(row, config.prompt_column)} for row in rows]
-
-
-def chat(row: Mapping[str, Any], column: str) -> list[dict[str, str]]:
-    """A task as the model is asked it."""
-    asked = f"{row[column]}\nThe function must pass this test:\n{row['test_list'][0]}"
-    return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": asked}]
+    """The rows of a split, with the one test that the prompt shows."""
+    rows = load_rows(config.dataset_name, split, Access(config.dataset_config))
+    return [{**row, "shown_test": first_test(row)} for row in rows]
 
 
 def held_out(config: ReinforceConfig) -> Rows | None:
@@ -81,6 +76,11 @@ def held_out(config: ReinforceConfig) -> Rows | None:
         return None
 
 
+def first_test(row: Mapping[str, Any]) -> str:
+    """The assert that tells the name of the function."""
+    return next(iter(row.get("test_list") or []), "")
+
+
 def main() -> None:
     """Read the options and the tasks, train, and leave the other processes in good order."""
     config = parse_options(
@@ -88,10 +88,9 @@ def main() -> None:
         prog="recipes/mbpp.py",
         description="Teach a chat model to write the functions of MBPP, by running them.",
         base=DEFAULTS,
-        base_for=settings_for,
+        base_for=brought,
     )
     quiet_libraries()
-    check_prompts(config.dataset_name, config.prompt_column)
     train = tasks(config, config.dataset_train_split)
     trainer = rl4lm.ReinforceTrainer(
         args=config, train_dataset=train, eval_dataset=held_out(config)

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,16 +29,17 @@ from rl4lm.commands import quiet_libraries, settings_for
 from rl4lm.config import ReinforceConfig
 from rl4lm.errors import ConfigError, MissingSplitError
 from rl4lm.options import parse_options
-from rl4lm.sources import check_prompts, load_rows
+from rl4lm.sources import Access, load_rows
 
 HUB = "openai/gsm8k"
-SYSTEM = r"Think first, within <think> and </think>. Then give the result once, as in \boxed{42}."
 DEFAULTS = {
     "model_name_or_path": "Qwen/Qwen2.5-0.5B-Instruct",
     "use_peft": True,
     "lora_r": 32,
     "dataset_name": HUB,
     "prompt_column": "question",
+    "system_prompt": "Think first, within <think> and </think>. "
+    r"Then give the result once, as in \boxed{42}.",
     "reward_funcs": [
         "trl.rewards:think_format_reward",
         "trl.rewards:accuracy_reward",
@@ -68,28 +69,16 @@ def boxed_once(completions: Sequence[Any], **kwargs: Any) -> list[float]:
     return [float(text.count(r"\boxed{") == 1) for text in texts]
 
 
+def brought(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What the chosen model and data bring with them: files have no configurations."""
+    of_data = {"dataset_config": "main"} if given["dataset_name"] == HUB else {}
+    return {**settings_for(given), **of_data}
+
+
 def problems(config: ReinforceConfig, split: str) -> Rows:
-    """The rows of a split, with chat messages and the column that TRL's reward reads."""
-    if config.dataset_name == HUB:
-        import datasets
-
-        rows = datasets.load_dataset(HUB, "main", split=split)
-    else:
-        rows = load_rows(config.dataset_name, split)
-    column = config.prompt_column
-    return [{**row, column: chat(row[column]), "solution": solution(row)} for row in rows]
-
-
-def solution(row: dict[str, Any]) -> str:
-    """The right result alone: of whole solutions, math-verify reads some as another number."""
-    if "solution" in row:
-        return str(row["solution"])
-    return "$" + row["answer"].rpartition("####")[2].strip().replace(",", "") + "$"
-
-
-def chat(question: str) -> list[dict[str, str]]:
-    """A question as the model is asked it."""
-    return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": question}]
+    """The rows of a split, with the column `solution` that TRL's reward reads."""
+    rows = load_rows(config.dataset_name, split, Access(config.dataset_config))
+    return [{**row, "solution": solution(row)} for row in rows]
 
 
 def held_out(config: ReinforceConfig) -> Rows | None:
@@ -100,6 +89,13 @@ def held_out(config: ReinforceConfig) -> Rows | None:
         return problems(config, config.dataset_test_split)
     except MissingSplitError:
         return None
+
+
+def solution(row: Mapping[str, Any]) -> str | None:
+    """The right result alone: of whole solutions, math-verify reads some as another number."""
+    if "solution" in row or "answer" not in row:
+        return row.get("solution")
+    return "$" + row["answer"].rpartition("####")[2].strip().replace(",", "") + "$"
 
 
 def check_installed() -> None:
@@ -119,11 +115,10 @@ def main() -> None:
         prog="recipes/trl_reward.py",
         description="Train with rewards that were written for TRL.",
         base=DEFAULTS,
-        base_for=settings_for,
+        base_for=brought,
     )
     check_installed()
     quiet_libraries()
-    check_prompts(config.dataset_name, config.prompt_column)
     train = problems(config, config.dataset_train_split)
     trainer = rl4lm.ReinforceTrainer(
         args=config, train_dataset=train, eval_dataset=held_out(config)

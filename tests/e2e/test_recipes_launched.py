@@ -13,7 +13,9 @@ from chat_checkpoint import save_chat_checkpoint
 from launching import RECIPES, launch, lines, recipe
 
 from rl4lm import ReinforceConfig
+from rl4lm.commands import default_values
 from rl4lm.errors import ConfigError, DataError
+from rl4lm.splits import training_splits
 
 PROBLEMS = [
     {
@@ -171,41 +173,56 @@ def test_the_first_lines_of_a_recipe_hold_a_command_that_names_it(path):
 
 
 @pytest.mark.parametrize(
-    ("name", "function", "rows", "configuration"),
-    [
-        ("gsm8k", "problems", PROBLEMS, "main"),
-        ("trl_reward", "problems", PROBLEMS, "main"),
-        ("mbpp", "tasks", TASKS, "full"),
-    ],
+    ("name", "rows", "configuration"),
+    [("gsm8k", PROBLEMS, "main"), ("trl_reward", PROBLEMS, "main"), ("mbpp", TASKS, "full")],
 )
-def test_the_hubs_data_are_asked_for_by_configuration_and_split(
-    monkeypatch, name, function, rows, configuration
-):
+def test_the_hubs_data_are_asked_for_by_configuration(monkeypatch, name, rows, configuration):
     asked = []
 
-    def load_dataset(hub, configuration, split):
-        asked.append((hub, configuration, split))
-        return rows
+    def load_dataset(hub, configuration, **options):
+        asked.append((hub, configuration))
+        return {"train": rows, "test": rows[:2]}
 
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
     module = recipe(name)
-    config = ReinforceConfig(**module.DEFAULTS)
-    made = getattr(module, function)(config, "train")
-    assert asked == [(module.HUB, configuration, "train")]
-    for row, source in zip(made, rows, strict=True):
-        roles = [message["role"] for message in row[config.prompt_column]]
-        assert roles == ["system", "user"]
-        assert source[config.prompt_column] in row[config.prompt_column][1]["content"]
+    config = settings_of(module)
+    train, held_out = prompts_of(module, config)
+    assert set(asked) == {(module.HUB, configuration)}
+    assert len(train) == len(rows)
+    assert len(held_out) == 2
+    for i, source in enumerate(rows):
+        system, user = train.example(i).prompt
+        assert (system["role"], user["role"]) == ("system", "user")
+        assert source.get("question", source.get("text")) in user["content"]
 
 
-def test_a_lone_file_has_no_problems_to_hold_out(tmp_path):
+def settings_of(module, **given):
+    """The configuration of a recipe, as its command line makes it."""
+    settings = {**module.DEFAULTS, **given}
+    return ReinforceConfig(**{**module.brought({**default_values(), **settings}), **settings})
+
+
+def prompts_of(module, config):
+    """What a recipe trains on and evaluates on: through the options, or rows of its own."""
+    if not hasattr(module, "held_out"):
+        splits = training_splits(config)
+    else:
+        make = getattr(module, "problems", None) or module.tasks
+        rows = make(config, config.dataset_train_split)
+        splits = training_splits(config, rows, module.held_out(config))
+    return splits.train, splits.evaluation
+
+
+@pytest.mark.parametrize("name", ["gsm8k", "trl_reward"])
+def test_a_lone_file_has_no_configuration_and_no_problems_to_hold_out(tmp_path, name):
     rows = write_rows(tmp_path / "problems.jsonl", PROBLEMS)
-    for name in ("gsm8k", "trl_reward"):
-        module = recipe(name)
-        settings = {**module.DEFAULTS, "dataset_name": rows}
-        assert module.held_out(ReinforceConfig(**settings)) is None
-        no_split = {**module.DEFAULTS, "dataset_test_split": None}
-        assert module.held_out(ReinforceConfig(**no_split)) is None
+    module = recipe(name)
+    for given in ({}, {"dataset_test_split": None}):
+        config = settings_of(module, dataset_name=rows, **given)
+        assert config.dataset_config is None
+        train, held_out = prompts_of(module, config)
+        assert len(train) == len(PROBLEMS)
+        assert held_out is None
 
 
 @pytest.mark.parametrize("name", ["gsm8k", "mbpp", "trl_reward"])
@@ -213,7 +230,7 @@ def test_a_file_without_the_column_is_refused_before_a_model_is_read(tmp_path, m
     rows = write_rows(tmp_path / "rows.jsonl", [{"problem": "1+1", "answer": "#### 2"}])
     arguments = [name, "--dataset_name", rows, "--model_name_or_path", "no/such/model"]
     monkeypatch.setattr(sys, "argv", arguments)
-    with pytest.raises(DataError, match="--prompt_column"):
+    with pytest.raises(DataError, match=r"no column '(question|text)'.*they have: problem"):
         recipe(name).main()
 
 
