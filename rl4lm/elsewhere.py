@@ -182,11 +182,8 @@ _GROUPS: tuple[tuple[str, Mapping[str, tuple[object, ...]]], ...] = (
         {"model_init_kwargs": (None, {})},
     ),
     (
-        "the chat template is the tokenizer's; render other prompts in the data, as text",
-        {"chat_template_kwargs": (None, {})},
-    ),
-    (
-        "an evaluation takes the one greedy completion of each prompt while training",
+        "it is called eval_num_generations here, and goes with eval_pass_at_k; the greedy completion "
+        "of each prompt is taken besides",
         {"num_generations_eval": (None, 1)},
     ),
     ("rows always come in new orders, by `seed`", {"shuffle_dataset": (True,)}),
@@ -213,11 +210,6 @@ _GROUPS: tuple[tuple[str, Mapping[str, tuple[object, ...]]], ...] = (
         "a model is named by a folder or a hub id, of which the newest revision is taken; download "
         "another one and name its folder",
         {"model_revision": ("main",)},
-    ),
-    (
-        "a data set is named by dataset_name and its splits; prepare others with the library "
-        "`datasets`, and hand them to ReinforceTrainer or write them to a file",
-        {"dataset_config": (None,), "dataset_streaming": (False,)},
     ),
     (_PROCESSES, {"ignore_bias_buffers": (False,)}),
     # transformers' TrainingArguments
@@ -298,16 +290,14 @@ _GROUPS: tuple[tuple[str, Mapping[str, tuple[object, ...]]], ...] = (
         _HUB,
         {
             "hub_token": (None,),
-            "hub_private_repo": (None,),
             "hub_strategy": ("every_save",),
             "hub_always_push": (False,),
             "hub_revision": (None,),
         },
     ),
     (
-        "it belongs to a tracker, and metrics.jsonl is what a run writes",
+        "trackers are named by report_to, and take what else they need from their own settings",
         {
-            "project": ("huggingface", None),
             "trackio_space_id": (None,),
             "trackio_bucket_id": (None,),
             "trackio_static_space_id": (None,),

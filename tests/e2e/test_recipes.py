@@ -3,58 +3,19 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 import json
 import math
-import os
 import re
-import subprocess
 import sys
-from pathlib import Path
 from statistics import fmean
 
 import pytest
 import torch
+from launching import RECIPES, launch, lines, recipe
 
-RECIPES = Path(__file__).parents[2] / "recipes"
-LAUNCH = [sys.executable, "-m", "accelerate.commands.launch"]
-ONE_PROCESS = ["--config_file", str(RECIPES / "accelerate" / "gpu1.yaml")]
-SECONDS = 100
 TINY = ["--max_steps", "2", "--prompts_per_step", "4", "--num_generations", "4"]
 TINY += ["--eval_samples", "10"]
 RUN_FILES = ("config.yaml", "metrics.jsonl", "eval.jsonl", "summary.json")
-
-
-def launch(name, *options, folder, through=(*LAUNCH, *ONE_PROCESS)):
-    """Run a recipe to its end, from a folder that is not the repository's."""
-    process = subprocess.Popen(
-        [*through, str(RECIPES / name), *options],
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        encoding="utf-8",
-    )
-    try:
-        out, err = process.communicate(timeout=SECONDS)
-    finally:
-        process.terminate()
-        process.wait(timeout=20)
-    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
-
-
-@functools.cache
-def recipe(name):
-    """A recipe as a module, without running it."""
-    spec = importlib.util.spec_from_file_location(f"recipe_{name}", RECIPES / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def lines(path):
-    """The objects of a JSONL file."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 @pytest.mark.timeout(120)
