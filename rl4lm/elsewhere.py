@@ -182,8 +182,8 @@ _GROUPS: tuple[tuple[str, Mapping[str, tuple[object, ...]]], ...] = (
         {"model_init_kwargs": (None, {})},
     ),
     (
-        "it is called eval_num_generations here, and goes with eval_pass_at_k; the greedy completion "
-        "of each prompt is taken besides",
+        "it is called eval_num_generations here, and goes with eval_pass_at_k, beside the greedy "
+        "completion of each prompt",
         {"num_generations_eval": (None, 1)},
     ),
     ("rows always come in new orders, by `seed`", {"shuffle_dataset": (True,)}),
