@@ -19,6 +19,18 @@ def _is_message(value: Any) -> bool:
     return isinstance(content, str | list) or (content is None and bool(value.get("tool_calls")))
 
 
+def without_gaps(messages: Sequence[Any]) -> list[Any]:
+    """Messages without the keys that hold None.
+
+    Arrow gives every message of a column the keys of all of them, and a template may ask whether a
+    key is there rather than what it holds.
+    """
+    return [
+        {key: value for key, value in message.items() if value is not None or key == "content"}
+        for message in messages
+    ]
+
+
 def up_to_last_user(messages: Sequence[Any]) -> list[Any]:
     """A conversation without what follows the last turn of the user: that is to be sampled.
 

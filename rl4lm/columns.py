@@ -10,7 +10,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from rl4lm.chat import as_conversation, is_conversation, up_to_last_user, with_system
+from rl4lm.chat import (
+    as_conversation,
+    is_conversation,
+    up_to_last_user,
+    with_system,
+    without_gaps,
+)
 from rl4lm.errors import DataError, did_you_mean
 from rl4lm.fields.data import DataFields
 from rl4lm.notation import read_pairs, read_template
@@ -109,8 +115,8 @@ class Shape:
                 f"{prompt!r:.100}; mend or drop the row, or name another column with "
                 "--prompt_column"
             )
-        if column == CONVERSATIONS and not isinstance(prompt, str):
-            prompt = up_to_last_user(prompt)
+        if not isinstance(prompt, str):
+            prompt = without_gaps(up_to_last_user(prompt) if column == CONVERSATIONS else prompt)
         if self.system_prompt is not None:
             return with_system(self.system_prompt, prompt)
         return as_conversation(prompt) if self.as_chat else prompt

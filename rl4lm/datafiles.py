@@ -26,6 +26,7 @@ _SPLITS = {
     "test": ("test", "testing", "eval", "evaluation"),
 }
 _FIRST_LINE = 2**20  # bytes
+_SMALL = 2**24  # bytes of a json file that is looked into before the libraries are loaded
 
 
 @dataclass(frozen=True)
@@ -168,7 +169,7 @@ def _check_content(path: Path) -> None:
 def check_prompts(
     name: str, prompt_column: str, shape: Shape, configuration: str | None = None
 ) -> None:
-    """Refuse csv and jsonl files whose first line has no prompts, before anything is loaded.
+    """Refuse csv and json files whose first row has no prompts, before anything is loaded.
 
     Raises:
         DataError: names the columns there are; or as `find_files`.
@@ -188,14 +189,19 @@ def _header(path: Path) -> list[str]:
 
 
 def _first_keys(path: Path) -> list[str]:
-    """The columns of the first row of a jsonl file; none where that cannot be told."""
-    if path.suffix.lower() != ".jsonl":
+    """The columns of the first row of a jsonl or small json file; none where that is not told."""
+    ending = path.suffix.lower()
+    if ending == ".parquet" or (ending == ".json" and path.stat().st_size > _SMALL):
         return []
     with path.open("rb") as file:
         try:
-            row = json.loads(file.readline())
+            row = json.loads(file.readline() if ending == ".jsonl" else file.read())
         except (ValueError, RecursionError):  # told with its line when all rows are read
             return []
+    if isinstance(row, dict) and ending == ".json" and rows_are_under_data(path):
+        row = row["data"]
+    if isinstance(row, list) and ending == ".json":
+        row = next(iter(row), None)
     return list(row) if isinstance(row, dict) else []
 
 

@@ -99,8 +99,9 @@ class TextCodec:
     def _render(self, messages: Sequence[Message]) -> str:
         if getattr(self.tokenizer, "chat_template", None) is None:
             raise DataError(
-                "the prompts are chat messages, but the tokenizer has no chat template; give "
-                "plain text prompts, or a model whose tokenizer has a template"
+                "the prompts are chat messages, but the tokenizer has no chat template; give plain "
+                "text prompts (as_chat and system_prompt make chat of them), or a model whose "
+                "tokenizer has a template"
             )
         from jinja2 import TemplateError
 

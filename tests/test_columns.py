@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datasets
 import pytest
 
 from rl4lm.columns import Shape, shape_of
@@ -94,6 +95,16 @@ def test_a_column_of_conversations_serves_where_there_is_no_prompt():
     assert first(rows, column="messages") == example
     # A prompt that ends with the assistant is one to go on from, and is not cut.
     assert first([{"prompt": TALK, "messages": []}]).prompt == TALK
+
+
+def test_keys_that_other_messages_brought_into_the_table_are_taken_out():
+    named = {"role": "user", "name": "Ada", "content": "hi"}
+    table = datasets.Dataset.from_list([{"prompt": TALK[:1]}, {"prompt": [named]}])
+    assert table[0]["prompt"][0]["name"] is None  # the control: Arrow has put it there
+    data = from_dataset(table, "prompt", "train")
+    assert [example.prompt for example in data.examples([0, 1])] == [TALK[:1], [named]]
+    called = {"role": "assistant", "content": None, "tool_calls": [{"name": "f"}]}
+    assert first([{"prompt": [*TALK, called]}]).prompt == [*TALK, called]
 
 
 def test_columns_reach_the_rewards_as_they_are():

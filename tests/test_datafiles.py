@@ -131,12 +131,25 @@ def test_only_folders_and_the_hub_have_configurations(place, name):
     assert "dataset_config=main asks for a configuration" in refusal(name, configuration="main")
 
 
-def test_columns_are_checked_before_anything_is_read(place):
-    (place / "a.csv").write_text("question,answer\n1+1,2\n")
-    check_prompts("*.csv", "question", Shape(rename={"answer": "solution"}))
+ROW = '{"question": "1+1", "answer": "2"}'
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.csv", "question,answer\n1+1,2\n"),
+        ("a.jsonl", f"{ROW}\n"),
+        ("a.json", f"[{ROW}]"),
+        ("a.json", f'{{"data": [{ROW}]}}'),
+    ],
+    ids=["csv", "jsonl", "json", "json with data"],
+)
+def test_columns_are_checked_before_anything_is_read(name, content, place):
+    (place / name).write_text(content)
+    check_prompts(f"{name[0]}*", "question", Shape(rename={"answer": "solution"}))
     for shape in (Shape(), Shape(rename={"promt": "prompt"}), Shape(template="{prompt}")):
         with pytest.raises(DataError, match=r"no column 'prom.*question, answer"):
-            check_prompts("a.csv", "prompt", shape)
+            check_prompts(name, "prompt", shape)
 
 
 def test_a_file_whose_name_looks_like_a_pattern_is_that_file(place):

@@ -56,6 +56,11 @@ def test_the_choice_depends_on_seed_and_content_and_on_nothing_else():
     assert chosen < set(texts(hold_out(data(NUMBERS), 0.4, seed=1)[1]))
 
 
+@pytest.fixture(autouse=True)
+def private_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
 @pytest.mark.parametrize(("share", "words"), [(1e-9, "a larger share"), (1 - 1e-9, "a smaller")])
 def test_a_share_that_leaves_a_side_empty_is_refused(share, words):
     with pytest.raises(DataError, match=f"held_out_share={share} would hold out.*{words}"):
@@ -100,8 +105,7 @@ def test_a_share_beside_a_split_to_evaluate_on_is_refused():
         splits(NUMBERS, ["x"], held_out_share=0.1)
 
 
-def test_evaluation_takes_the_prompts_that_training_held_out(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+def test_evaluation_takes_the_prompts_that_training_held_out(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps({"q": text}) + "\n" for text in NUMBERS[:50]))
     config = ReinforceConfig(
@@ -110,6 +114,23 @@ def test_evaluation_takes_the_prompts_that_training_held_out(tmp_path, monkeypat
     trained = training_splits(config)
     assert texts(evaluated_split(config)) == texts(trained.evaluation)
     assert all(text.endswith("=?") for text in texts(trained.train))
+
+
+def test_a_stream_is_read_as_far_as_each_split_needs_it(tmp_path):
+    for name in ("train", "test"):
+        lines = (json.dumps({"prompt": f"{name} {k}"}) for k in range(300))
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+    options = {"dataset_name": f"{tmp_path}/*.jsonl", "max_train_samples": 5, "eval_samples": 2}
+    streamed = training_splits(ReinforceConfig(dataset_streaming=True, **options))
+    assert texts(streamed.train) == [f"train {k}" for k in range(5)]
+    assert texts(streamed.evaluation) == ["test 0", "test 1"]
+    whole = training_splits(ReinforceConfig(**options))
+    assert texts(whole.train) == texts(streamed.train)
+    assert len(whole.evaluation) == 300
+    # With what is held out, the same rows whether they were streamed or not.
+    alone = {**options, "dataset_test_split": "none", "held_out_share": 0.5}
+    halves = [training_splits(ReinforceConfig(dataset_streaming=s, **alone)) for s in (True, False)]
+    assert texts(halves[0].evaluation) == texts(halves[1].evaluation)
 
 
 def test_rows_keep_their_numbers_in_what_is_said_of_them():

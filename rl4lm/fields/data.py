@@ -27,7 +27,7 @@ class DataFields:
     max_prompt_length: int | None = option(
         "data",
         None,
-        "tokens; longer prompts are refused and counted, never cut; none = the model's context",
+        "tokens; longer prompts are never cut, see long_prompts; none = the model's context",
         ge=1,
     )
     dataset_config: str | None = option(
