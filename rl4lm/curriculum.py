@@ -160,7 +160,9 @@ class Curriculum:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """See `Course`."""
+        """See `Course`; a run that had no curriculum has left nothing to go on from."""
+        if not state:
+            return
         self._own = dict(zip(state["keys"].tolist(), _as_pairs(state["own"]), strict=True))
         self._groups = dict(zip(state["names"], _as_pairs(state["groups"]), strict=True))
 

@@ -48,6 +48,7 @@ NOT_OFFERED: Mapping[str, str] = {
     "num_train_epochs": "the length of a run is max_steps; the data repeat in new orders",
     "warmup_ratio": "the warm-up is counted in steps: warmup_steps",
     "remove_unused_columns": "every column of the data but the prompt goes to the rewards",
+    **dict.fromkeys(("filter_groups", "max_num_gen_batches"), "it is called dynamic_sampling here"),
     "max_new_tokens": "it is called max_completion_length here",
     "lr": "it is called learning_rate here",
     "model": "it is called model_name_or_path here",

@@ -16,6 +16,7 @@ from rl4lm import (
     backward,
     baselines,
     drawing,
+    earnings,
     experience,
     head,
     learner,
@@ -258,12 +259,12 @@ def plant_the_published_form_of_opo(patch):
 
 def plant_division_by_the_standard_deviation(patch):
     """GRPO's advantage, and NeMo-RL#1518 where the spread is small."""
-    original = experience.advantages
+    original = earnings.advantages
 
     def scaled(returns, baseline, valid):
         return original(returns, baseline, valid) / (returns.std() + 1e-4)
 
-    patch.setattr(experience, "advantages", scaled)
+    patch.setattr(earnings, "advantages", scaled)
 
 
 def plant_a_mean_of_the_first_prompt_only(patch):
@@ -298,7 +299,7 @@ def plant_k1_in_the_loss(patch):
 def plant_k3_in_the_reward(patch):
     from rl4lm.kl import k3
 
-    patch.setattr(experience, "k1", k3)
+    patch.setattr(earnings, "k1", k3)
 
 
 def plant_a_reference_that_follows_the_policy(patch):
@@ -328,14 +329,14 @@ def plant_an_entropy_without_its_slope(patch):
 
 def plant_an_entropy_that_is_not_foreseen(patch):
     """Only the direct term, called the gradient of the entropy."""
-    patch.setattr(experience, "after_each_token", lambda values, mask: torch.zeros_like(values))
+    patch.setattr(earnings, "after_each_token", lambda values, mask: torch.zeros_like(values))
 
 
 def plant_returns_that_forget_the_future(patch):
     def only_now(rewards, mask, gamma):
         return rewards.where(mask, 0.0)
 
-    patch.setattr(experience, "returns_to_go", only_now)
+    patch.setattr(earnings, "returns_to_go", only_now)
 
 
 def plant_positions_that_count_padding(patch):
