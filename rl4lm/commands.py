@@ -62,8 +62,9 @@ def run_training(config: ReinforceConfig, as_json: bool = False) -> dict[str, An
     # Again in the trainer; here they answer before torch is even imported.
     check_off_policy(config)
     find_start(config, thorough=False)
-    check_prompts(config.dataset_name, config.prompt_column)
-    resolve_rewards(config.reward_funcs)
+    for name in (config.dataset_name, *config.eval_dataset_name):
+        check_prompts(name, config.prompt_column)
+    resolve_rewards([*config.reward_funcs, *config.eval_metrics])
     from rl4lm.console import Screen
     from rl4lm.trainer import ReinforceTrainer
 

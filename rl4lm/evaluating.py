@@ -17,7 +17,9 @@ from rl4lm.commands import settings_for as brought_for
 from rl4lm.config import ReinforceConfig
 from rl4lm.errors import ConfigError, OutputError
 from rl4lm.options import OptionParser, add_config_arguments, config_from
+from rl4lm.reward_lookup import resolve_rewards
 from rl4lm.rowfile import write_rows
+from rl4lm.sources import check_prompts
 from rl4lm.tracking import plain
 
 if TYPE_CHECKING:
@@ -142,6 +144,7 @@ def _check(config: ReinforceConfig, namespace: argparse.Namespace) -> None:
 
     Raises:
         ConfigError: says which options.
+        DataError, RewardError: data or functions that are not there.
         OutputError: a file for the completions that cannot be written.
     """
     if not config.eval_samples:
@@ -164,6 +167,9 @@ def _check(config: ReinforceConfig, namespace: argparse.Namespace) -> None:
         )
     if namespace.out is not None and not Path(namespace.out).absolute().parent.is_dir():
         raise OutputError(f"--out {namespace.out!r}: name a file in a folder that exists")
+    for name in (config.dataset_name, *config.eval_dataset_name):
+        check_prompts(name, config.prompt_column)
+    resolve_rewards([*config.reward_funcs, *config.eval_metrics])
 
 
 def _evaluations(
