@@ -70,7 +70,7 @@ def run_training(config: ReinforceConfig, as_json: bool = False) -> dict[str, An
     check_optimizer(config)
     find_start(config, thorough=False)
     check_data(config)
-    resolve_rewards(config.reward_funcs)
+    resolve_rewards([*config.reward_funcs, *config.eval_metrics])
     check_publishing(config)
     from rl4lm.console import Screen
     from rl4lm.trainer import ReinforceTrainer
@@ -87,8 +87,10 @@ def run_training(config: ReinforceConfig, as_json: bool = False) -> dict[str, An
 
 def check_data(config: ReinforceConfig) -> None:
     """Refuse files that are not there or lack a column, before torch is imported."""
-    name, configuration = config.dataset_name, config.dataset_config
-    check_prompts(name, config.prompt_column, shape_of(config), configuration)
+    column, shape = config.prompt_column, shape_of(config)
+    check_prompts(config.dataset_name, column, shape, config.dataset_config)
+    for name in config.eval_dataset_name:
+        check_prompts(name, column, shape)
 
 
 def sample(argv: Sequence[str]) -> None:

@@ -26,6 +26,7 @@ from rl4lm.commands import settings_for as brought_for
 from rl4lm.config import ReinforceConfig
 from rl4lm.errors import ConfigError, OutputError
 from rl4lm.options import OptionParser, add_config_arguments, config_from
+from rl4lm.reward_lookup import resolve_rewards
 from rl4lm.rowfile import write_rows
 from rl4lm.tracking import plain
 
@@ -85,7 +86,6 @@ def evaluate(argv: Sequence[str]) -> None:
     namespace = _parser().parse_args(argv)
     config = config_from(namespace, base_for=only(_EVAL))
     _check(config, namespace)
-    check_data(config)
     from rl4lm.assembly import assemble_judges
     from rl4lm.console import Screen
     from rl4lm.exams import assemble_exams
@@ -162,6 +162,7 @@ def _check(config: ReinforceConfig, namespace: argparse.Namespace) -> None:
 
     Raises:
         ConfigError: says which options.
+        DataError, RewardError: data or functions that are not there.
         OutputError: a file for the completions that cannot be written.
     """
     if not config.eval_samples:
@@ -184,6 +185,8 @@ def _check(config: ReinforceConfig, namespace: argparse.Namespace) -> None:
         )
     if namespace.out is not None and not Path(namespace.out).absolute().parent.is_dir():
         raise OutputError(f"--out {namespace.out!r}: name a file in a folder that exists")
+    check_data(config)
+    resolve_rewards([*config.reward_funcs, *config.eval_metrics])
 
 
 def _evaluations(

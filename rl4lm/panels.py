@@ -77,7 +77,7 @@ def versus(
         main = measures(first, prefix)[0]
         for group in groups_of(first, prefix):
             cells = [told_value(f"{main}/{group}", each) for each in (second, first)]
-            table.add_row(escape(f"  {main}, {group}"), *cells)
+            table.add_row(escape(f"  {group}"), *cells)
     return table
 
 

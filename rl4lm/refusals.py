@@ -13,7 +13,8 @@ from rl4lm.errors import did_you_mean
 
 _TRUNCATION = (
     "training differentiates exactly the distribution it samples from, and truncating or "
-    "re-weighting it would make the log-probability of another function; use it in `rl4lm sample`"
+    "re-weighting it would make the log-probability of another function; use it in `rl4lm sample` "
+    "and `rl4lm eval`"
 )
 _DROPOUT = "dropout would make the sampled and the differentiated policy differ; it is always off"
 _BATCH = (

@@ -132,6 +132,47 @@ def test_evaluations_are_shown_before_and_after(shown):
     assert shown() == "only this\n"
 
 
+def test_what_is_known_of_a_difference_stands_beside_it(shown):
+    interval = {"accuracy_low": 0.1, "accuracy_high": 0.2, "confidence": 0.9}
+    before, after = {**EVALUATION, **interval}, {**EVALUATION, **interval, "accuracy": 0.75}
+    told = {"difference": 0.625, "low": 0.5, "high": 0.7, "p_value": 1e-9}
+    change = {"accuracy": {**told, "only_first": 5, "only_second": 0}}
+    Screen().before_after(before, after, change, "footer")
+    header, first, *rest = [line.split() for line in shown().splitlines() if line.strip()]
+    assert header == [
+        "before",
+        "after",
+        "difference",
+        "90",
+        "%",
+        "interval",
+        "p",
+        "better",
+        "worse",
+    ]
+    cells = (
+        "accuracy 12.5 % (10.0 to 20.0) 75.0 % (10.0 to 20.0) +62.5 % +50.0 to +70.0 < 0.001 5 0"
+    )
+    assert first == cells.split()
+    assert ["sum", "50.0", "%", "50.0", "%"] in rest
+
+
+def test_groups_and_data_sets_have_their_places_in_the_tables(shown):
+    other = {f"sums/{name}": value for name, value in EVALUATION.items()}
+    outcomes = {"pass@4": 0.5, "pass@4_stderr": 0.1, "pass@4/sum": 0.75, "pass@4/sum_low": 0.1}
+    Screen().metrics("[title]", {**EVALUATION, **outcomes, **other}, "greedy")
+    lines = [line.split() for line in shown().splitlines()]
+    assert lines[0] == ["[title]"]
+    assert lines.index(["pass@4", "50.0", "%"]) < lines.index(["sums/accuracy", "12.5", "%"])
+    groups = lines.index(["prompts", "accuracy", "pass@4"])
+    assert lines[groups + 1] == ["sum", "4", "50.0", "%", "75.0", "%"]
+    assert lines[groups + 2 : groups + 4] == [
+        ["sums", "prompts", "accuracy"],
+        ["sum", "4", "50.0", "%"],
+    ]
+    assert describe_evaluation({**EVALUATION, **other}).count("sums/") == 1
+
+
 def test_silence_is_complete_and_json_runs_speak_on_stderr(capsys):
     quiet = Screen()
     quiet.only_if(False)

@@ -83,6 +83,7 @@ def test_two_models_are_compared_on_the_same_prompts(evaluated, folder, capsys, 
     assert again["mean"] == pytest.approx(sum(row["reward"] for row in rows) / len(rows))
 
 
+@pytest.mark.slow
 def test_a_model_does_not_differ_from_itself(evaluated):
     found = evaluated("--compare", "builtin:tiny-arithmetic", "--pass_at_k", 2)
     for pair in found["compared_with"]["differences"].values():
