@@ -70,6 +70,11 @@ class Screen:
         """Fall silent unless this is the process that speaks."""
         self._console.quiet = self._quiet or not shown
 
+    @property
+    def speaks(self) -> bool:
+        """Whether anybody sees what is shown."""
+        return not self._console.quiet
+
     def note(self, text: str) -> None:
         """A line of plain text."""
         self._console.print(escape(text))

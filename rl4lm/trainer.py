@@ -179,6 +179,7 @@ class ReinforceTrainer:
 
     def _train(self, start: Start) -> dict[str, Any]:
         self._begin(start)
+        self._journal.foretell(self.learner.gatherer, self.state.step)
         if start.checkpoint is None:
             self._before = self.evaluate()
             self._record_evaluation("before training", self._before)
