@@ -1,4 +1,4 @@
-"""Memory and minutes before the start: the formula by hand, the advice, and what a run really takes."""
+"""Memory and minutes before the start: the formula by hand, the advice, and what a run takes."""
 
 from __future__ import annotations
 
