@@ -212,7 +212,7 @@ CONFIGURATION = [
     yaml_case("broken yaml", "seed: [\n", "my.yaml: not valid", "line 2", "write a line"),
     yaml_case("endless yaml", "seed: " + "[" * 3000, "not valid YAML", "recursion", "write a line"),
     yaml_case("a list", "- seed\n- 2\n", "my.yaml", "no other structure", "lines of `option: v"),
-    yaml_case("sections", "optim:\n  lr: 1\n", "optim: {'lr': 1}", "one of adamw", "adamw, sgd"),
+    yaml_case("sections", "optim:\n  lr: 1\n", "optim: {'lr': 1}", "one of adamw", "adamw_8bit"),
     yaml_case("latin text", b"seed: 1 # \xe9\n", "my.yaml", "can't decode byte 0xe9", "'utf-8'"),
     yaml_case("python in yaml", "seed: !!python/name:os.system\n", "python/name", "not", "write a"),
     yaml_case("an unknown key", "learning_rat: 1\n", "learning_rat", "unknown", "did you mean lea"),
