@@ -49,15 +49,26 @@ def train(argv: Sequence[str]) -> None:
     )
     add_config_arguments(parser, brought=settings_for(default_values()))
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
+    parser.add_argument(
+        "--dry_run",
+        action="store_true",
+        help="set up, make one step, say what a run would take, and keep nothing",
+    )
     namespace = parser.parse_args(argv)
-    run_training(config_from(namespace, base_for=settings_for), as_json=namespace.json)
+    run_training(
+        config_from(namespace, base_for=settings_for),
+        as_json=namespace.json,
+        dry_run=namespace.dry_run,
+    )
 
 
-def run_training(config: ReinforceConfig, as_json: bool = False) -> dict[str, Any]:
+def run_training(
+    config: ReinforceConfig, as_json: bool = False, dry_run: bool = False
+) -> dict[str, Any]:
     """Train as a configuration says, as ``rl4lm train`` and the recipes do.
 
     Returns:
-        The summary of the run.
+        The summary of the run; of a dry run what `rl4lm.rehearsal.rehearse` found.
 
     Raises:
         ConfigError: no output directory.
@@ -73,12 +84,13 @@ def run_training(config: ReinforceConfig, as_json: bool = False) -> dict[str, An
     resolve_rewards([*config.reward_funcs, *config.eval_metrics])
     check_publishing(config)
     from rl4lm.console import Screen
+    from rl4lm.rehearsal import rehearse
     from rl4lm.trainer import ReinforceTrainer
 
     quiet_libraries()
     screen = Screen(stderr=as_json, logging_steps=config.logging_steps)
     trainer = ReinforceTrainer(args=config, screen=screen)
-    summary = trainer.train()
+    summary = rehearse(trainer) if dry_run else trainer.train()
     if as_json and trainer.world.is_main:
         print_json(summary)
     trainer.world.close()

@@ -51,8 +51,16 @@ class Screen:
             logging_steps: steps between two lines where the output is not a terminal.
             quiet: show nothing at all.
         """
-        self._console = Console(stderr=stderr, highlight=False, emoji=False)
-        if not (self._console.is_terminal or self._console.is_jupyter):
+        # A notebook is a file here, though its streams say they are a terminal: a bar would be
+        # drawn there again and again, and rich would make a display of its own of every line.
+        self._console = Console(
+            stderr=stderr,
+            highlight=False,
+            emoji=False,
+            force_jupyter=False,
+            force_terminal=False if Console().is_jupyter else None,
+        )
+        if not self._console.is_terminal:
             self._console.width = _PLAIN_WIDTH
             self._console.soft_wrap = True  # a line of a log is one line
         self._console.quiet = quiet
@@ -69,6 +77,11 @@ class Screen:
     def only_if(self, shown: bool) -> None:
         """Fall silent unless this is the process that speaks."""
         self._console.quiet = self._quiet or not shown
+
+    @property
+    def speaks(self) -> bool:
+        """Whether anybody sees what is shown."""
+        return not self._console.quiet
 
     def note(self, text: str) -> None:
         """A line of plain text."""

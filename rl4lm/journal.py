@@ -13,7 +13,11 @@ from rl4lm.config import OPTIONS, ReinforceConfig
 from rl4lm.console import Screen
 from rl4lm.diagnostics import gap_is_suspicious
 from rl4lm.errors import OutputError
+from rl4lm.estimate import pace
 from rl4lm.evaluate import Evaluated
+from rl4lm.experience import Gatherer
+from rl4lm.forecast import forecast
+from rl4lm.metrics import step_seconds
 from rl4lm.policy import Policy
 from rl4lm.preparing import describe
 from rl4lm.provenance import layout
@@ -58,6 +62,7 @@ class Journal:
         self._given = given
         self._watch = Watch(config.to_dict(), {"device": str(world.device)})
         self._start = Start()
+        self._seconds: list[float] = []  # of each step
         self.evaluations = 0  # lines of eval.jsonl
         run = Path(config.output_dir or "")
         self._trackers = Trackers(
@@ -117,6 +122,23 @@ class Journal:
         for warning in task.warnings:
             screen.warn(warning)
 
+    def foretell(self, gatherer: Gatherer, step: int) -> None:
+        """Say how much memory the run will take, and what to turn where that is too much."""
+        if not self.screen.speaks:
+            return
+        expected = forecast(self._policy, self._config, gatherer, step)
+        if expected is not None:
+            self.screen.note(expected.line)
+            if expected.warning is not None:
+                self.screen.warn(expected.warning)
+
+    def _tell_pace(self, stats: StepStats) -> None:
+        """Say how long the run will take, once it can be known."""
+        self._seconds.append(step_seconds(stats.metrics))
+        line = pace(self._seconds, self._config.max_steps - stats.step)
+        if line is not None:
+            self.screen.note(line)
+
     def step(self, stats: StepStats) -> None:
         """Log and show a finished step."""
         placed = self._world.collect(list(zip(stats.places, stats.completions, strict=True)))
@@ -127,6 +149,7 @@ class Journal:
                 self.directory.log_completions(stats.step, rows)
         self._trackers.log(stats.step, stats.metrics)
         self.screen.step(stats.step, stats.metrics)
+        self._tell_pace(stats)
         every = self._config.sample_table_steps
         if rows and every and (stats.step - 1) % every < self._config.num_iterations:
             # One of each prompt: the samples of one prompt look much alike.

@@ -156,6 +156,12 @@ def _extras(extra: Mapping[str, Sequence[Any]], row: int) -> dict[str, Any]:
     return {n: v if isinstance(v, plain) else str(v) for n, v in logged.items()}
 
 
+def step_seconds(metrics: Mapping[str, Any]) -> float:
+    """How long a step took, from the times of its parts; the wait for others is within them."""
+    parts = {k: v for k, v in metrics.items() if k.startswith("time/") and k != "time/idle_s"}
+    return math.fsum(parts.values())
+
+
 def peak_memory_bytes(device: torch.device) -> int:
     """The most memory that this process has held: of the device, or of the machine on a CPU."""
     if device.type == "cuda":

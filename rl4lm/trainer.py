@@ -197,6 +197,7 @@ class ReinforceTrainer:
 
     def _train(self, start: Start) -> dict[str, Any]:
         self._begin(start)
+        self._journal.foretell(self.learner.gatherer, self.state.step)
         if start.checkpoint is None:
             self._examiner.before = self._examine("before training")
         self._loop()

@@ -61,7 +61,7 @@ def test_every_baseline_and_option_is_verified_on_the_command_line(tmp_path):
         for group in (2, 3) if name in NEEDS_TWO_GENERATIONS else (1, 2, 3):
             assert {(name, group, False), (name, group, True)} <= seen
     others = [r for r in reports if r["verdict"] == "another objective"]
-    assert len(others) == len(reports) - len(by_verdict["exact"]) == 8
+    assert len(others) == len(reports) - len(by_verdict["exact"]) == 14
     assert not any(report["passed"] for report in others)
     assert "0 failed" in done.stderr
 
@@ -262,8 +262,8 @@ OPTIONS = {
     "KL to a copy, entropy": {"beta": 0.1, "kl_in": "token_reward", "entropy_coef": 0.01},
     "history": {"baseline": "prompt_value"},
     "features": {"baseline": "linear_value", "optim": "sgd"},
-    "two updates": {"num_iterations": 2},
-    "tokens": {"gamma": 0.9},
+    "two updates": {"num_iterations": 2, "loss_type": "dapo", "scale_rewards": "group"},
+    "tokens": {"gamma": 0.9, "loss_type": "grpo", "mask_truncated_completions": True},
     "chosen prompts": {
         "dynamic_sampling": 2,
         "curriculum": "success",
