@@ -105,7 +105,7 @@ def test_completions_are_paid_the_logit_of_prompt_and_completion(named, places):
         with torch.no_grad():
             expected = float(judge(input_ids=ids).logits[0, 0])
         assert row["reward"] == pytest.approx(expected, abs=1e-5)
-    assert {"rewards/judge/mean", "judge/truncated"} <= steps(named[0])[0].keys()
+    assert {"rewards/judge/mean", "texts_cut"} <= steps(named[0])[0].keys()
 
 
 def test_the_judge_is_neither_trained_nor_counted(named, places):
