@@ -118,6 +118,7 @@ def test_the_judge_is_neither_trained_nor_counted(named, places):
     assert not trained & {id(p) for p in reward._model.parameters()}
 
 
+@pytest.mark.slow
 def test_a_judge_that_is_handed_over_pays_the_same(named, places, run):
     _, tokenizer, judge = places
     out, _ = run([judge], reward_processing_classes=[tokenizer])
