@@ -135,15 +135,17 @@ class _Running:
             seconds=seconds,
             memory_bytes=memory_bytes,
         )
-        process = subprocess.Popen(
-            [sys.executable, "-c", program],
-            stdin=subprocess.DEVNULL,
-            stdout=2,
-            pass_fds=(theirs.fileno(),),
-            start_new_session=True,  # a process group to kill, and no Ctrl-C of the terminal
-            env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
-        )
-        theirs.close()
+        try:
+            process = subprocess.Popen(
+                [sys.executable, "-c", program],
+                stdin=subprocess.DEVNULL,
+                stdout=2,
+                pass_fds=(theirs.fileno(),),
+                start_new_session=True,  # a process group to kill, and no Ctrl-C of the terminal
+                env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+            )
+        finally:
+            theirs.close()
         self._lines = self._channel.makefile("rb")
         # Runs at the latest when the interpreter ends.
         self.end = weakref.finalize(self, _end, process, self._channel, self.owner)

@@ -51,6 +51,10 @@ NOT_OFFERED: Mapping[str, str] = {
     "remove_unused_columns": "every column of the data but the prompt goes to the rewards",
     **dict.fromkeys(("filter_groups", "max_num_gen_batches"), "it is called dynamic_sampling here"),
     "max_new_tokens": "it is called max_completion_length here",
+    **dict.fromkeys(
+        ("reward_model_name_or_path", "reward_model_path"),
+        "a reward model is one of reward_funcs: a folder or a hub id, with #label",
+    ),
     "lr": "it is called learning_rate here",
     "model": "it is called model_name_or_path here",
     "dataset": "it is called dataset_name here",

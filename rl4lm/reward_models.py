@@ -82,7 +82,7 @@ class RewardModel:
             self._prepare()
         rows = self._encoded(prompts, completions)
         limit = token_limit(self._model.config, self._tokenizer)
-        log_metric(f"{self.__name__}/truncated", sum(len(row) > limit for row in rows))
+        log_metric("texts_cut", sum(len(row) > limit for row in rows))
         return self._scores([self._cut(row, limit) for row in rows])
 
     def _prepare(self) -> None:

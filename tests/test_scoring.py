@@ -206,6 +206,34 @@ def test_async_rewards_run_inside_a_running_event_loop():
     assert asyncio.run(notebook()).rewards.sum() == 4
 
 
+@pytest.mark.parametrize("on_error", ["raise", "mask"])
+def test_what_a_reward_ends_by_itself_is_counted_if_it_says_that_it_reports_it(on_error):
+    def bounded(completions, log_extra, **kwargs):
+        log_extra("lost", ["timeouts", "", "timeouts", "crashes"])
+        return [0.0, 1.0, 0.0, 0.0]
+
+    quiet = fixed([1.0] * 4, "quiet")
+    bounded.counts_lost = True
+    with Scorer(resolve_rewards([bounded, quiet]), [1.0, 1.0], on_error=on_error) as scorer:
+        scores = scorer(examples(), TEXTS, [[1]] * 4, CONTEXT)
+    assert scores.metrics["rewards/bounded/timeouts"] == 2
+    assert scores.metrics["rewards/bounded/crashes"] == 1
+    assert "rewards/quiet/timeouts" not in scores.metrics
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("handed_over", [False, True])
+def test_a_formula_that_hangs_costs_its_own_row_and_is_counted(handed_over):
+    name = "rewards.symbolic:boxed_math"
+    reward = resolve_rewards([name])[0].function if handed_over else name
+    texts = ["\\boxed{9^{9^{9}}}", "\\boxed{2\\sqrt{2}}", "\\boxed{3\\sqrt{2}}", "4"]
+    with Scorer(resolve_rewards([reward]), [1.0]) as scorer:
+        scores = scorer(examples(answer=["\\sqrt{8}"] * 2), texts, [[1]] * 4, CONTEXT)
+    assert scores.rewards.flatten().tolist() == [0.0, 1.0, 0.0, 0.0]
+    assert scores.metrics["rewards/boxed_math/timeouts"] == 1
+    assert "timed out after 3 s" in scores.extra["detail"][0]
+
+
 def test_what_rewards_log_is_kept():
     def reward(completions, log_extra, log_metric):
         log_extra("note", [text.upper() for text in completions])

@@ -219,7 +219,6 @@ GUESSES = [
         "46\n```\n47\n```",
         "[46](47)",
         "46^{1}",
-        "46!",
         "46 47!",
     ),
 ]
@@ -295,7 +294,7 @@ def test_a_hundred_thousand_characters_are_read_in_well_under_a_second(
     piece: str, before: str
 ) -> None:
     text = before + piece * (100_000 // len(piece))
-    start = time.perf_counter()
+    start = time.process_time()
     final(text)
     exact(text)
-    assert time.perf_counter() - start < 1.0
+    assert time.process_time() - start < 1.0
