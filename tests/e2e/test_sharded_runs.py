@@ -153,7 +153,10 @@ def test_its_files_are_whole_and_one_process_goes_on_from_them(whole_run):
 @pytest.mark.timeout(240)
 def test_its_checkpoints_are_exported_like_any_other(whole_run, tmp_path):
     folder, expected = whole_run
-    for checkpoint, weights in ((2, weights_of(folder / "run" / "checkpoint-000002")), (4, expected)):
+    for checkpoint, weights in (
+        (2, weights_of(folder / "run" / "checkpoint-000002")),
+        (4, expected),
+    ):
         out = tmp_path / str(checkpoint)
         export(find_source(str(folder / "run"), checkpoint), out, ExportChoices())
         found = weights_of(out)
