@@ -1,4 +1,4 @@
-"""What an export is of: a folder of weights, and what is known of the run that made them.
+"""What an export is of: weights, and what is known of the run that made them; where it may go.
 
 A run directory stands for its final weights. Files of a run that are missing or broken leave out
 what they would have said; weights that are damaged are refused. Imports no torch.
@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from rl4lm import durable
-from rl4lm.errors import ConfigError, DataError
+from rl4lm.errors import ConfigError, DataError, OutputError
 from rl4lm.tracking import checkpoint_path, checkpoints
 
 Row = Mapping[str, Any]
@@ -167,3 +167,47 @@ def _read_lines(path: Path) -> list[Row]:
     except (OSError, ValueError):
         return []
     return [row for row in rows if isinstance(row, dict)]
+
+
+def check_place(out: Path, weights: str, overwrite: bool) -> None:
+    """Refuse a folder that is not ours to replace, before anything is read.
+
+    Raises:
+        OutputError: it exists and may not go, or it holds what is to be exported.
+    """
+    try:
+        there = out.exists()
+    except OSError as error:  # a name that is too long
+        raise OutputError(f"out {str(out)!r:.100} cannot be used: {error.strerror}") from error
+    if _is_of_a_run(out) or _holds(out, weights):
+        raise OutputError(
+            f"out {str(out)!r} is of a run, or holds what is exported; name another folder"
+        )
+    if not there:
+        return
+    if not out.is_dir():
+        raise OutputError(f"out {str(out)!r} is a file; name a folder")
+    if not any(out.iterdir()):
+        return
+    if not any((out / name).is_file() for name in ("config.json", "adapter_config.json")):
+        raise OutputError(
+            f"out {str(out)!r} holds other things than a model; name another folder, or one that "
+            "is not there yet"
+        )
+    if not overwrite:
+        raise OutputError(
+            f"out {str(out)!r} already holds a model; name another folder, or pass "
+            "--overwrite_output_dir to replace it"
+        )
+
+
+def _is_of_a_run(out: Path) -> bool:
+    """Whether a place is a run directory, or has a name that a run gives to folders in it."""
+    beside = (out.parent / "config.yaml").is_file()
+    owned = beside and out.name.startswith(("model", "checkpoint-", "completions", "unscored"))
+    return owned or any((out / name).exists() for name in ("config.yaml", durable.MANIFEST))
+
+
+def _holds(out: Path, weights: str) -> bool:
+    place = Path(weights).resolve()
+    return place.exists() and out.resolve() in (place, *place.parents)

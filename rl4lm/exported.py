@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from rl4lm import durable
 from rl4lm.adapters import merge_adapter
-from rl4lm.errors import ModelError, OutputError, SaveError, VerificationError, first_line
+from rl4lm.errors import ModelError, SaveError, VerificationError, first_line
 from rl4lm.export_source import ExportSource
 from rl4lm.lineage import adapter_settings, licence, origin
 from rl4lm.loading import ModelSource, load_model, open_model
@@ -46,56 +46,12 @@ class ExportChoices:
     title: str | None = None  # of the model card; None = the name of the folder
 
 
-def check_place(out: Path, weights: str, overwrite: bool) -> None:
-    """Refuse a folder that is not ours to replace, before anything is read.
-
-    Raises:
-        OutputError: it exists and may not go, or it holds what is to be exported.
-    """
-    try:
-        there = out.exists()
-    except OSError as error:  # a name that is too long
-        raise OutputError(f"out {str(out)!r:.100} cannot be used: {error.strerror}") from error
-    if _is_of_a_run(out) or _holds(out, weights):
-        raise OutputError(
-            f"out {str(out)!r} is of a run, or holds what is exported; name another folder"
-        )
-    if not there:
-        return
-    if not out.is_dir():
-        raise OutputError(f"out {str(out)!r} is a file; name a folder")
-    if not any(out.iterdir()):
-        return
-    if not any((out / name).is_file() for name in ("config.json", "adapter_config.json")):
-        raise OutputError(
-            f"out {str(out)!r} holds other things than a model; name another folder, or one that "
-            "is not there yet"
-        )
-    if not overwrite:
-        raise OutputError(
-            f"out {str(out)!r} already holds a model; name another folder, or pass "
-            "--overwrite_output_dir to replace it"
-        )
-
-
-def _is_of_a_run(out: Path) -> bool:
-    """Whether a place is a run directory, or has a name that a run gives to folders in it."""
-    beside = (out.parent / "config.yaml").is_file()
-    owned = beside and out.name.startswith(("model", "checkpoint-", "completions", "unscored"))
-    return owned or any((out / name).exists() for name in ("config.yaml", durable.MANIFEST))
-
-
-def _holds(out: Path, weights: str) -> bool:
-    place = Path(weights).resolve()
-    return place.exists() and out.resolve() in (place, *place.parents)
-
-
 def export(source: ExportSource, out: Path, choices: ExportChoices) -> dict[str, Any]:
     """Write the folder.
 
     Args:
         source: of `find_source`.
-        out: a folder that `check_place` has let pass.
+        out: a folder that `rl4lm.export_source.check_place` has let pass.
         choices: how.
 
     Returns:

@@ -12,7 +12,7 @@ from typing import Any
 
 from rl4lm.commands import print_json, quiet_libraries
 from rl4lm.errors import ConfigError, HubError, did_you_mean
-from rl4lm.export_source import ExportSource, find_source
+from rl4lm.export_source import ExportSource, check_place, find_source
 from rl4lm.hub import check_upload, greet, upload
 from rl4lm.lineage import adapter_settings, on_hub, parent
 from rl4lm.options import OptionParser
@@ -105,13 +105,13 @@ def _check_base(source: ExportSource) -> None:
 def _written(source: ExportSource, given: Namespace) -> dict[str, Any]:
     """Write the folder, upload it where that was asked for, and say so."""
     out = Path(given.out)
-    from rl4lm.console import Screen
-    from rl4lm.exported import ExportChoices, check_place
-    from rl4lm.exported import export as write
-
     check_place(out, source.weights, given.overwrite_output_dir)
     if given.push_to_hub is not None:
         greet(given.push_to_hub)
+    from rl4lm.console import Screen
+    from rl4lm.exported import ExportChoices
+    from rl4lm.exported import export as write
+
     quiet_libraries()
     screen = Screen(stderr=given.json)
     choices = ExportChoices(

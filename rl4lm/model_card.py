@@ -92,7 +92,7 @@ def _what_it_is(facts: CardFacts) -> str:
     else:
         text = f"Fine-tuned from {base} by REINFORCE with rl4lm."
     if facts.adapter is not None:
-        text += "\n\n" + _adapter(facts.adapter, facts.merged, base)
+        text += "\n\n" + _adapter(facts.adapter, facts.merged, base) + _bits(facts)
     return f"{text}\n\nWeights in {facts.dtype}."
 
 
@@ -106,16 +106,29 @@ def _adapter(settings: Mapping[str, Any], merged: bool, base: str) -> str:
     return f"This is a {kind} adapter{shape} for {base}, without the base model's weights."
 
 
+def _bits(facts: CardFacts) -> str:
+    """That an adapter was trained on other weights than those on disk."""
+    config = {} if facts.source.run is None else facts.source.run.config
+    bits = next((n for n in (4, 8) if config.get(f"load_in_{n}bit")), None)
+    if bits is None:
+        return ""
+    return (
+        f" It was trained on base weights quantised to {bits} bits, and evaluated so; "
+        + ("those that it was added to" if facts.merged else "those on disk")
+        + " are not."
+    )
+
+
 def _results(run: RunFacts) -> str:
     if not run.after and not run.before:
         return "This run was not evaluated."
     if not run.after:
         return "These weights were not evaluated."
     split = run.summary.get("eval_on") or run.config.get("dataset_test_split")
-    held_out = " (prompts that were trained on)" if split == "train" else ""
+    seen = " (prompts that were trained on)" if split == "train" else ""
     count = run.after.get("samples")
     of = f"{count:.0f} prompts" if isinstance(count, (int, float)) else "prompts"
-    lines = [f"Greedy completions of {of} of the split `{split}`{held_out}.", ""]
+    lines = [f"Greedy completions of {of} of the split `{split}`{seen}.", ""]
     lines += ["| | before | after |", "|---|---|---|"]
     for name in _measured(run.after):
         lines.append(f"| {name} | {_value(run.before, name)} | {_value(run.after, name)} |")
@@ -182,7 +195,7 @@ def _course(run: RunFacts) -> Iterator[str]:
     if run.config.get("baseline") is not None:
         yield f"Estimator: REINFORCE over whole completions, baseline `{_baseline(run.config)}`."
     if run.step is not None:
-        done = f"{run.step} optimizer steps"
+        done = f"{run.step} optimizer step{'' if run.step == 1 else 's'}"
         if {"samples", "tokens"} <= run.summary.keys():
             done += f", {run.summary['samples']:,} completions, {run.summary['tokens']:,} tokens"
         if isinstance(seconds := run.summary.get("train_seconds"), (int, float)):

@@ -603,7 +603,7 @@ MODELS = [
                 settings("lora/adapter_config.json", base_model_name_or_path="/nowhere/base"),
                 "'lora'",
                 "no directory '/nowhere/base'",
-                GIVE,
+                "write its new place into base_model_name_or_path",
             ),
             (
                 "an adapter of another base",

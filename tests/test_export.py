@@ -17,8 +17,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rl4lm import ReinforceConfig, ReinforceTrainer, durable
 from rl4lm.errors import ConfigError, DataError, ModelError, OutputError, VerificationError
-from rl4lm.export_source import find_source
-from rl4lm.exported import ExportChoices, check_place, export
+from rl4lm.export_source import check_place, find_source
+from rl4lm.exported import ExportChoices, export
 
 VOCABULARY = 97
 IDS = torch.arange(40)[None] * 7 % VOCABULARY
@@ -253,7 +253,7 @@ def test_a_checkpoint_of_a_run_says_what_is_known_of_its_own_step(run, tmp_path)
     found = export(source, tmp_path / "out", ExportChoices())
     assert found["step"] == 1
     text = (tmp_path / "out" / "README.md").read_text()
-    assert "1 optimizer steps.\n" in text
+    assert "1 optimizer step.\n" in text
     assert "These weights were not evaluated." in text  # the run was, before and after it
     assert find_source(str(run / "checkpoint-000001")).run.step == 1
     assert find_source(str(run / "model")).run.step == 2
@@ -282,6 +282,7 @@ def test_the_card_names_what_is_on_the_hub_and_hides_where_things_are_here(
         "reward_weights": [0.5, 2.0],
         "sampler_url": "http://ann:sesame@10.0.0.1",
         "attn_implementation": "/home/ann/secret/kernel",
+        "load_in_4bit": True,
     }
     (other / "config.yaml").write_text(yaml.safe_dump(config))
     settings = other / "model" / "adapter_config.json"
@@ -299,6 +300,7 @@ def test_the_card_names_what_is_on_the_hub_and_hides_where_things_are_here(
     assert "`mine.py:right` x 0.5, `rewards.text:contains` x 2" in card.text
     assert "| 50.0 % (40.0 % to 61.0 %) |" in card.text
     assert "accuracy_low" not in card.text
+    assert "trained on base weights quantised to 4 bits" in card.text
     assert "from_pretrained('org/base')" in card.text
     for hidden in ("/home/ann", "sesame", "10.0.0.1"):
         assert hidden not in card.content

@@ -32,6 +32,7 @@ def run(words, folder, **environment):
     return done.stdout
 
 
+@pytest.mark.slow  # test_export.py loads exports too, but beside rl4lm
 def test_an_export_loads_without_rl4lm_and_goes_on_as_before(tmp_path):
     from rl4lm.export_source import find_source
     from rl4lm.exported import ExportChoices, export
