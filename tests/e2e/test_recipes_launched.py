@@ -13,7 +13,7 @@ from chat_checkpoint import save_chat_checkpoint
 from launching import RECIPES, launch, lines, recipe
 
 from rl4lm import ReinforceConfig
-from rl4lm.commands import default_values
+from rl4lm.commands import default_values, settings_for
 from rl4lm.errors import ConfigError, DataError
 from rl4lm.splits import training_splits
 
@@ -130,6 +130,15 @@ def test_format_then_answer_takes_two_steps(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_the_curriculum_takes_two_steps(tmp_path):
+    done = two_steps("curriculum", folder=tmp_path)
+    assert {row["prompt"][-1] for row in done} == {"="}
+    logged = lines(tmp_path / "runs" / "curriculum" / "metrics.jsonl")
+    assert all("curriculum/expected_success" in row for row in logged)
+
+
+@pytest.mark.slow
 @linux_only
 @pytest.mark.timeout(300)
 def test_coding_takes_two_steps(tmp_path):
@@ -153,9 +162,12 @@ def test_every_recipe_that_trains_is_launched_by_a_test():
         assert launched or path.stem.startswith("make_"), path.name
 
 
-@pytest.mark.parametrize("name", ["gsm8k", "mbpp", "trl_reward", "format_then_answer"])
+@pytest.mark.parametrize(
+    "name", ["gsm8k", "mbpp", "trl_reward", "format_then_answer", "curriculum"]
+)
 def test_the_settings_of_a_recipe_can_be_meant(name):
-    config = ReinforceConfig(**recipe(name).DEFAULTS)
+    settings = recipe(name).DEFAULTS
+    config = ReinforceConfig(**{**settings_for({**default_values(), **settings}), **settings})
     assert config.output_dir == f"runs/{name}"
     assert config.resolved_baseline == "prompt_leave_one_out"
 
