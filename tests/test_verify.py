@@ -259,12 +259,12 @@ def plant_the_published_form_of_opo(patch):
 
 def plant_division_by_the_standard_deviation(patch):
     """GRPO's advantage, and NeMo-RL#1518 where the spread is small."""
-    original = earnings.advantages
+    original = shaping.advantages
 
     def scaled(returns, baseline, valid):
         return original(returns, baseline, valid) / (returns.std() + 1e-4)
 
-    patch.setattr(earnings, "advantages", scaled)
+    patch.setattr(shaping, "advantages", scaled)
 
 
 def plant_a_mean_of_the_first_prompt_only(patch):
@@ -290,7 +290,7 @@ def plant_a_history_that_holds_the_present(patch):
 def plant_k1_in_the_loss(patch):
     """Its expected gradient is exactly zero."""
 
-    def first(logprobs, reference, mask, count):
+    def first(logprobs, reference, mask, count, weights):
         return torch.where(mask, logprobs - reference, 0.0).sum() / count
 
     patch.setattr(objective, "kl_squared_loss", first)
@@ -324,7 +324,7 @@ def plant_a_ratio_per_token(patch):
 
 
 def plant_an_entropy_without_its_slope(patch):
-    patch.setattr(objective, "entropy_loss", lambda entropies, mask, count: 0 * entropies.sum())
+    patch.setattr(objective, "entropy_loss", lambda entropies, *rest: 0 * entropies.sum())
 
 
 def plant_an_entropy_that_is_not_foreseen(patch):

@@ -16,8 +16,8 @@ class DataFields:
     dataset_name: str = option(
         "data",
         "builtin:arithmetic",
-        "builtin:NAME, a jsonl, json, csv or parquet file, a folder or pattern (data/*.jsonl) of "
-        "such files, or a hub id",
+        "builtin:NAME, reasoning_gym:TASK, a jsonl, json, csv or parquet file, a folder or pattern "
+        "(data/*.jsonl) of such files, or a hub id",
     )
     dataset_train_split: str = option("data", "train", "split to train on")
     dataset_test_split: str | None = option(
