@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rl4lm import ReinforceConfig, Rollout, baselines, earnings, objective, policy, sampler
+from rl4lm import ReinforceConfig, Rollout, baselines, objective, policy, sampler, shaping
 from rl4lm.baselines import BASELINES, BaselineInputs
 from rl4lm.config import COMPARES_WITHIN_PROMPT
 from rl4lm.errors import ConfigError
@@ -53,7 +53,7 @@ def test_an_advantage_is_never_larger_than_the_spread_of_the_rewards(tiny, monke
     rewards = small.experience.scores.rewards
     spread = float((rewards.amax(dim=1) - rewards.amin(dim=1)).max())
     assert float(small.experience.advantages.abs().max()) <= spread * (1 + 1e-12) < 1e-7
-    monkeypatch.setattr(earnings, "advantages", scaled_by_the_others)
+    monkeypatch.setattr(shaping, "advantages", scaled_by_the_others)
     broken = kit.Run(tiny, three_right_one_wrong)
     broken.step()
     assert float(broken.experience.advantages.abs().max()) > 1e5
@@ -298,7 +298,7 @@ def test_k3_in_the_loss_and_k1_in_the_loss_pull_elsewhere(tiny, monkeypatch, kit
     """The negative controls of the test above."""
     assert max(tiny.gap(*expected_kl_step(kit, tiny, monkeypatch, "grpo_k3"))) > NOTICED
 
-    def first(logprobs, reference, mask, count):
+    def first(logprobs, reference, mask, count, weights):
         return torch.where(mask, logprobs - reference, 0.0).sum() / count
 
     monkeypatch.setattr(objective, "kl_squared_loss", first)
