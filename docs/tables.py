@@ -64,9 +64,7 @@ def _lacking_in(parent: ast.Module | ast.ClassDef, prefix: str) -> Iterator[str]
 
 def _has_it_elsewhere(node: Definition) -> bool:
     """Whether it is a further signature, or the setter of a property."""
-    return any(
-        ast.unparse(each).endswith(("overload", ".setter")) for each in node.decorator_list
-    )
+    return any(ast.unparse(each).endswith(("overload", ".setter")) for each in node.decorator_list)
 
 
 def options_table() -> str:

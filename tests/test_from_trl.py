@@ -51,7 +51,8 @@ def test_every_default_that_differs_is_on_the_page_and_is_what_it_says():
     differ = {
         f"`{name}`": (shown(theirs[name]), shown(option.default))
         for name, option in OPTIONS.items()
-        if name in theirs and theirs[name] != option.default
+        if name in theirs
+        and theirs[name] != option.default
         and shown(theirs[name]) != shown(option.default)
         # None is how TRL writes an empty list and a flag that is off.
         and not (theirs[name] is None and option.default in ([], False))
