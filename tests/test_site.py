@@ -6,6 +6,7 @@ import ast
 import importlib
 import importlib.util
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +23,9 @@ PAGES = sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md"))
 SETTINGS = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
 ANCHORED = re.compile(r"\]\(([\w/.]*)#([\w-]+)\)")
 LOADED = re.compile(r"""(?:<(?:script|img|iframe)[^>]*src|<link[^>]*href)=["']?(https?:)?//""")
+BROWSER = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
 
 
 def tables():
@@ -97,14 +101,46 @@ def test_the_tables_hold_every_option():
     assert "a number >= 0 | `1e-05` |" in text
 
 
-@pytest.mark.slow
-def test_the_site_builds_strictly_and_loads_nothing_from_a_network(tmp_path):
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The site, built."""
     pytest.importorskip("mkdocs")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr
-    pages = list(tmp_path.rglob("*.html"))
+    return folder
+
+
+@pytest.mark.slow
+def test_the_site_builds_strictly_and_its_pages_load_nothing_from_a_network(site):
+    pages = list(site.rglob("*.html"))
     assert len(pages) > len(PAGES)
     for page in pages:
         assert not LOADED.search(page.read_text(encoding="utf-8")), page.name
-    assert "reward_weights" in (tmp_path / "reference" / "options.html").read_text()
+    assert "reward_weights" in (site / "reference" / "options.html").read_text(encoding="utf-8")
+
+
+def test_a_page_that_loads_from_a_network_would_be_noticed():
+    assert LOADED.search('<script async src="https://elsewhere.org/x.js">')
+    assert LOADED.search('<link rel="stylesheet" href="//elsewhere.org/x.css">')
+    assert not LOADED.search('<a href="https://arxiv.org/abs/2107.03374">')
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BROWSER is None, reason="needs Chromium")
+def test_pages_and_their_search_work_from_disk(site):
+    playwright = pytest.importorskip("playwright.sync_api")
+    with playwright.sync_playwright() as play:
+        opened = play.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        page = opened.new_page()
+        said, asked = [], []
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto((site / "reference" / "options.html").as_uri())
+        page.keyboard.press("/")
+        page.keyboard.type("leave one out")
+        page.wait_for_selector(".md-search-result__item", timeout=60_000)
+        opened.close()
+    assert said == []
+    assert all(url.startswith("file:") for url in asked)

@@ -1,7 +1,7 @@
 """The commands of README, tutorial and how-to pages are run, in order, with small settings.
 
-Of the others `test_documented_commands` says that they can be meant; recipes, launchers, uploads and
-servers have tests of their own.
+Of the others `test_documented_commands` says that they can be meant; recipes, launchers, uploads
+and servers have tests of their own.
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ from rl4lm.cli import main
 
 HUB_MODEL = "Qwen/Qwen2.5-0.5B-Instruct"
 ONE_THREAD = ["--torch_threads", "1"]
+SHORT = ["--max_steps", "2", "--prompts_per_step", "4", "--num_generations", "4"]
+SHORT += ["--eval_samples", "4", "--max_completion_length", "8", "--warmup_steps", "0"]
+SHORT += ["--sample_table_steps", "0", *ONE_THREAD]
 SMALL = {
-    "train": "--max_steps 2 --prompts_per_step 4 --num_generations 4 --eval_samples 4 "
-    "--max_completion_length 8 --warmup_steps 0 --sample_table_steps 0 --torch_threads 1".split(),
+    "train": SHORT,
     "eval": ["--eval_samples", "4", *ONE_THREAD],
     "sample": ["--num_generations", "2", "--max_completion_length", "8", *ONE_THREAD],
 }
@@ -52,8 +54,6 @@ def elsewhere(words):
 def run(words, chat_model):
     """Run one command with small settings; the exit code."""
     _, verb, *rest = [str(chat_model) if word == HUB_MODEL else word for word in words]
-    if "--reward_funcs" in rest and "--dataset_name" not in rest and verb == "train":
-        rest += ["--dataset_test_split", "test"]
     return main([verb, *rest, *SMALL.get(verb, [])])
 
 
@@ -81,7 +81,7 @@ def run_page(page, chat_model):
     folder = Path.cwd()
     prepare(page, folder)
     if page == "docs/debugging.md":  # is about a run that there is
-        words = "rl4lm train --output_dir runs/mine --save_steps 1".split()
+        words = ["rl4lm", "train", "--output_dir", "runs/mine", "--save_steps", "1"]
         assert run(words, chat_model) == 0
     ran = 0
     for words in commands(page):
