@@ -25,6 +25,11 @@ SMALL = {
     "eval": ["--eval_samples", "4", *ONE_THREAD],
     "sample": ["--num_generations", "2", "--max_completion_length", "8", *ONE_THREAD],
 }
+RUNS = {  # that a page is about, and does not make
+    "docs/debugging.md": ["mine"],
+    "docs/following.md": ["mine", "a", "b"],
+    "docs/evaluation.md": ["mine"],
+}
 # What a command holds -> where it is run instead.
 ELSEWHERE = {
     "--all": "test_verify runs every case",
@@ -32,6 +37,10 @@ ELSEWHERE = {
     "--sampler_url": "test_engines has a server",
     "python": "test_recipes launches the recipes, tests/attacks the self-test of the sandbox",
     "accelerate": "test_recipes_launched, test_two_processes",
+    "…": "a form to fill in",
+    "--report_to": "test_trackers has stand-ins for the trackers",
+    "--by": "the column is one of the reader's; test_evaluating has such rows",
+    "pip": "the extras are those of pyproject.toml",
     "make": "the target that runs this, or sets it up",
 }
 ROWS = {
@@ -44,7 +53,8 @@ ROWS = {
     },
 }
 PAGES = ["README.md", "docs/tutorial.md", "docs/lora.md", "docs/chat_models.md", "docs/code.md"]
-PAGES += ["docs/debugging.md", "docs/from_trl.md", "docs/choosing_a_baseline.md"]
+PAGES += ["docs/debugging.md", "docs/from_trl.md", "docs/following.md", "docs/evaluation.md"]
+PAGES += ["docs/choosing_a_baseline.md"]
 
 
 def elsewhere(words):
@@ -80,8 +90,8 @@ def prepare(page, folder):
 def run_page(page, chat_model):
     folder = Path.cwd()
     prepare(page, folder)
-    if page == "docs/debugging.md":  # is about a run that there is
-        words = ["rl4lm", "train", "--output_dir", "runs/mine", "--save_steps", "1"]
+    for name in RUNS.get(page, ()):
+        words = ["rl4lm", "train", "--output_dir", f"runs/{name}", "--save_steps", "1"]
         assert run(words, chat_model) == 0
     ran = 0
     for words in commands(page):
