@@ -6,7 +6,7 @@ import re
 from functools import cache
 
 import pytest
-from documented import PAGES, ROOT, commands
+from documented import PAGES, ROOT, commands, mentioned
 
 from rl4lm.cli import main
 from rl4lm.commands import settings_for
@@ -64,6 +64,14 @@ def typed(page):
 def test_the_commands_of_a_page_can_be_meant(page, capsys):
     for words in typed(page):
         assert problem(words, capsys) is None, " ".join(words)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if mentioned(page)])
+def test_options_of_commands_within_sentences_are_those_of_the_verb(page, capsys):
+    for _, verb, *rest in mentioned(page):
+        if verb.islower():  # not VERB
+            given = {word.lstrip("[").rstrip("]") for word in rest if word.lstrip("[")[:2] == "--"}
+            assert given <= options_of(verb, capsys) | {"--help"}, (verb, rest)
 
 
 def test_commands_are_found_at_all():

@@ -42,6 +42,13 @@ def commands(page):
     return found
 
 
+def mentioned(page):
+    """Commands of rl4lm with options that stand within a sentence, as words."""
+    text = re.sub(r"^```.*?^```", "", text_of(page), flags=re.MULTILINE | re.DOTALL)
+    spans = [" ".join(span.split()) for span in re.findall(r"`(rl4lm [^`]*--[^`]*)`", text)]
+    return [span.split() for span in spans]
+
+
 def blocks(page):
     """The blocks of Python of a page."""
     return BLOCK.findall((ROOT / page).read_text(encoding="utf-8"))
