@@ -64,11 +64,6 @@ def test_every_default_that_differs_is_on_the_page_and_is_what_it_says():
     assert told == differ
 
 
-def test_options_that_the_page_writes_in_commands_are_taken():
-    for name in re.findall(r"--(\w+)", PAGE):
-        assert name in OPTIONS, name
-
-
 def test_both_sides_of_the_example_are_configurations_that_are_taken(monkeypatch, tmp_path):
     trl = pytest.importorskip("trl")
     import rl4lm

@@ -19,7 +19,7 @@ HUB_MODEL = "Qwen/Qwen2.5-0.5B-Instruct"
 ONE_THREAD = ["--torch_threads", "1"]
 SHORT = ["--max_steps", "2", "--prompts_per_step", "4", "--num_generations", "4"]
 SHORT += ["--eval_samples", "4", "--max_completion_length", "8", "--warmup_steps", "0"]
-SHORT += ["--sample_table_steps", "0", *ONE_THREAD]
+SHORT += ["--sample_table_steps", "0", *ONE_THREAD, "--overwrite_output_dir"]
 SMALL = {
     "train": SHORT,
     "eval": ["--eval_samples", "4", *ONE_THREAD],
@@ -29,6 +29,8 @@ RUNS = {  # that a page is about, and does not make
     "docs/debugging.md": ["mine"],
     "docs/following.md": ["mine", "a", "b"],
     "docs/evaluation.md": ["mine"],
+    "docs/export.md": ["mine"],
+    "docs/doctor.md": ["first"],
 }
 # What a command holds -> where it is run instead.
 ELSEWHERE = {
@@ -38,6 +40,8 @@ ELSEWHERE = {
     "python": "test_recipes launches the recipes, tests/attacks the self-test of the sandbox",
     "accelerate": "test_recipes_launched, test_two_processes",
     "…": "a form to fill in",
+    "RUN_DIR": "the same",
+    "--checkpoint": "test_export has a run that is long enough",
     "--report_to": "test_trackers has stand-ins for the trackers",
     "--by": "the column is one of the reader's; test_evaluating has such rows",
     "pip": "the extras are those of pyproject.toml",
@@ -54,7 +58,7 @@ ROWS = {
 }
 PAGES = ["README.md", "docs/tutorial.md", "docs/lora.md", "docs/chat_models.md", "docs/code.md"]
 PAGES += ["docs/debugging.md", "docs/from_trl.md", "docs/following.md", "docs/evaluation.md"]
-PAGES += ["docs/choosing_a_baseline.md"]
+PAGES += ["docs/export.md", "docs/doctor.md", "docs/choosing_a_baseline.md"]
 
 
 def elsewhere(words):
@@ -135,6 +139,7 @@ def test_the_values_of_the_page_about_programs_are_so():
     assert all(given == written for given, written in pairs)
 
 
+@pytest.mark.slow
 def test_the_adapter_of_the_page_about_adapters_can_be_made():
     for block in blocks("docs/lora.md"):
         namespace = {"__name__": "program"}
