@@ -7,7 +7,7 @@ OUT    ?= runs/arithmetic
 # Files of tests side by side: most of them wait for programs that they start.
 JOBS   ?= 2
 
-.PHONY: setup train test slow check format clean
+.PHONY: setup train test slow check format docs clean
 
 setup: $(VENV)/.ready
 
@@ -38,5 +38,10 @@ format: setup
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# Pages that can be read without a network, in site/; broken links and missing docstrings end it.
+docs: setup
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 clean:
-	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) runs site .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

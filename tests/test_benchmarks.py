@@ -21,6 +21,7 @@ def run(script, *arguments):
     return done.stdout
 
 
+@pytest.mark.slow
 def test_programs_race_in_turns_and_ours_is_compared_with_each(tmp_path):
     out = tmp_path / "vs_trl-T-varied-1.json"
     asked = ("--size", "T", "--variant", "varied", "--contenders", "ours", "hand_rolled")

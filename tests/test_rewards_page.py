@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import re
 import shlex
 from pathlib import Path
 
 import pytest
+from documented import results
 
 from rl4lm import ReinforceConfig
 from rl4lm.cli import main
@@ -19,17 +19,6 @@ SECTIONS = dict(re.findall(r"^## (.+)\n((?:(?!^## ).*\n?)*)", PAGE, re.MULTILINE
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 WITH_CODE = [title for title, text in SECTIONS.items() if BLOCK.search(text)]
 COMMAND = re.compile(r"^    (rl4lm .+)$", re.MULTILINE)
-
-
-def results(code, namespace):
-    """Run a block; for every line `expression  # value` what it gave, and what is written."""
-    for node in ast.parse(code).body:
-        source = ast.unparse(node)
-        told = code.splitlines()[node.end_lineno - 1].partition("  # ")[2]
-        if isinstance(node, ast.Expr) and told:
-            yield eval(source, namespace), ast.literal_eval(told)
-        else:
-            exec(source, namespace)
 
 
 def run_section(title):

@@ -596,13 +596,13 @@ def test_the_matrix_holds_every_baseline_and_option():
     assert {c.mask_truncated_completions for c, _ in cases} == {False, True}
 
 
-def test_half_of_the_matrix_is_exact_with_fewer_batches(monkeypatch):
+def test_a_quarter_of_the_matrix_is_exact_with_fewer_batches(monkeypatch):
     """All of it, with fifty batches each, is `rl4lm verify --all`, and a test among the slow."""
     monkeypatch.setattr("rl4lm.verify.WHOLE_BATCHES", 6)
     monkeypatch.setattr("rl4lm.verify.DRAWS", 200)
     verdicts = []
-    for config, token_rewards in every_case(ReinforceConfig()):
-        if config.use_peft == (config.temperature == 0.7):
+    for place, (config, token_rewards) in enumerate(every_case(ReinforceConfig())):
+        if config.use_peft == (config.temperature == 0.7) and place % 2:
             config = replace(config, fast_path=len(verdicts) % 3 > 0)
             found = verify(config, token_rewards, variances=False)
             verdicts.append((found.verdict, bool(found.why)))
@@ -648,6 +648,7 @@ def test_a_number_that_is_none_passes_no_check(gaps):
     assert found == {"log-probs at sampling time": False, "chi-square of the sampler, p": True}
 
 
+@pytest.mark.slow
 def test_the_variances_are_those_of_many_steps():
     """The exact variance of `none` and of the default, against what 400 drawn steps show."""
     config = ReinforceConfig(**SMALL, baseline="none")

@@ -21,8 +21,12 @@ RUN_FILES = ("config.yaml", "metrics.jsonl", "eval.jsonl", "summary.json")
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize(
     ("options", "weights"),
-    [([], "model.safetensors"), (["--use_peft"], "adapter_model.safetensors")],
-    ids=["all parameters", "adapters"],
+    [
+        pytest.param([], "model.safetensors", id="all parameters"),
+        pytest.param(
+            ["--use_peft"], "adapter_model.safetensors", id="adapters", marks=pytest.mark.slow
+        ),
+    ],
 )
 def test_the_arithmetic_recipe_leaves_a_whole_run_behind(tmp_path, options, weights):
     done = launch("arithmetic.py", *TINY, *options, folder=tmp_path)
@@ -79,6 +83,7 @@ def test_the_data_of_the_custom_reward_are_true_and_its_splits_share_no_sum():
     assert keys["train"].isdisjoint(keys["test"])
 
 
+@pytest.mark.slow  # it is launched for two steps by default
 @pytest.mark.timeout(120)
 def test_the_bandit_recipe_shows_how_each_player_climbs_from_one_half(tmp_path):
     done = launch("bandit.py", "--seeds", "1", folder=tmp_path)

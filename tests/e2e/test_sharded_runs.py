@@ -120,6 +120,7 @@ def whole_run(tmp_path_factory):
     return folder, train("sharded", folder, "run")
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_weights_are_gathered_once_for_a_rollout_and_not_for_every_token(tmp_path):
     (tmp_path / "count.py").write_text(COUNT, encoding="utf-8")

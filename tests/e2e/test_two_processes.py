@@ -201,7 +201,7 @@ def test_two_processes_choose_prompts_and_draw_further_ones_as_one_does(one, two
     assert alone == others[0] == others[1]
     # Some slots were filled again, and not all of them: else nothing is shown here.
     assert any(8 < step["dynamic_sampling/groups"] < 8 * 3 for step in alone)
-    assert len({step["curriculum/expected_success"] for step in alone}) == 3
+    assert len({step["curriculum/expected_success"] for step in alone}) > 1
 
 
 @pytest.mark.timeout(300)

@@ -78,6 +78,7 @@ def test_a_run_s_own_configuration_can_be_verified(tmp_path):
     assert set(report["variance"]) == set(BASELINES)
 
 
+@pytest.mark.slow  # test_verify.py has the verdict by default
 def test_another_objective_is_said_to_be_one(tmp_path):
     done = rl4lm("verify --beta 0.2 --kl_in grpo_k3 --num_generations 2", tmp_path)
     assert "another objective, as documented: k3 in the loss is not the gradient" in done.stdout
