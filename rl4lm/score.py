@@ -66,11 +66,11 @@ def score(argv: Sequence[str]) -> None:
     if namespace.json:
         print_json(summary)
     else:
-        Screen().scores(" + ".join(namespace.reward), scored, summary)
+        Screen(terse=namespace.quiet).scores(" + ".join(namespace.reward), scored, summary)
 
 
 def _parsed(argv: Sequence[str]) -> tuple[argparse.Namespace, ReinforceConfig]:
-    parser = _parser()
+    parser = score_parser()
     namespace = parser.parse_args(argv)
     for name in ("reward", "data"):
         if getattr(namespace, name) is None:
@@ -91,7 +91,8 @@ def _parsed(argv: Sequence[str]) -> tuple[argparse.Namespace, ReinforceConfig]:
     )
 
 
-def _parser() -> OptionParser:
+def score_parser() -> OptionParser:
+    """The options of ``rl4lm score``."""
     parser = OptionParser(
         prog="rl4lm score",
         description="Try rewards before training: on completions that a file holds or a model "
