@@ -81,7 +81,7 @@ def verify(argv: Sequence[str]) -> None:
     failed = sum(found["verdict"] == "failed" for found in reports)
     if namespace.all:
         exact = sum(found["passed"] for found in reports)
-        screen.note(
+        screen.result(
             f"{len(reports)} sets of options: {exact} exact, {len(reports) - exact - failed} with "
             f"another objective, as documented, {failed} failed"
         )

@@ -12,6 +12,7 @@ import functools
 import re
 import shutil
 import sys
+import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
@@ -29,6 +30,13 @@ _WIDEST = 98  # columns of the help
 _METAVARS = {int: "N", float: "X", str: "TEXT", bool: "true|false"}
 
 
+class _Layout(argparse.HelpFormatter):
+    """argparse's layout, but for names with a hyphen, which stay whole and can be copied."""
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
+
+
 class OptionParser(argparse.ArgumentParser):
     """argparse without abbreviations, names with `-` or `_` alike, and errors as `ConfigError`."""
 
@@ -36,7 +44,7 @@ class OptionParser(argparse.ArgumentParser):
         """Make a parser without options; `add_config_arguments` adds those of training."""
         columns = shutil.get_terminal_size((_WIDEST + 2, 24)).columns
         width = min(_WIDEST, columns - 2)
-        layout = functools.partial(argparse.HelpFormatter, width=width, max_help_position=32)
+        layout = functools.partial(_Layout, width=width, max_help_position=width // 3)
         super().__init__(
             prog=prog,
             description=description,

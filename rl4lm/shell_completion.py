@@ -6,18 +6,13 @@ The scripts hold all words themselves, so that a shell starts no Python where it
 from __future__ import annotations
 
 import argparse
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
 
 from rl4lm.builtin import BUILTIN_MODELS
 from rl4lm.config import OPTIONS
 from rl4lm.errors import ConfigError, did_you_mean
 from rl4lm.options import OptionParser
-from rl4lm.shells import SCRIPTS
-
-# What a value is: one of the words that are known, a file, a folder, or anything.
-Kind = Literal["words", "file", "folder", "any", "nothing"]
+from rl4lm.shells import SCRIPTS, Kind, Offer
 
 _FOLDERS = ("output_dir", "run", "runs", "source")
 _FILES = (
@@ -37,17 +32,6 @@ _FILES = (
     "tokenizer",
 )
 _BUILTIN = ("model_name_or_path", "compare", "tokenizer")
-
-
-@dataclasses.dataclass(frozen=True)
-class Offer:
-    """What may be typed at one place: an option with its values, or a word without an option."""
-
-    name: str  # with its dashes; empty for a word that stands alone
-    meaning: str
-    kind: Kind
-    words: tuple[str, ...]  # values that are known
-    many: bool  # several values may follow
 
 
 def completion_parser() -> OptionParser:

@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, TypeAlias
+from typing import Literal, TypeAlias
 
-if TYPE_CHECKING:
-    from rl4lm.shell_completion import Offer
+# What a value is: one of the words that are known, a file, a folder, or anything.
+Kind = Literal["words", "file", "folder", "any", "nothing"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Offer:
+    """What may be typed at one place: an option with its values, or a word without an option."""
+
+    name: str  # with its dashes; empty for a word that stands alone
+    meaning: str
+    kind: Kind
+    words: tuple[str, ...]  # values that are known
+    many: bool  # several values may follow
+
 
 # Verb -> what it is for, and what it takes.
-Verbs: TypeAlias = Mapping[str, "tuple[str, Sequence[Offer]]"]
+Verbs: TypeAlias = Mapping[str, tuple[str, Sequence[Offer]]]
 
 _BASH = """\
 # Completion of rl4lm in bash: source <(rl4lm completion bash)
