@@ -274,7 +274,9 @@ class Screen:
             widths = [Measurement.get(self._console, unbounded, each).maximum for each in tables]
             if max(widths) <= self._console.width:
                 break
-        for table in tables:
+        for i, table in enumerate(tables):
+            if i:
+                self._console.print()
             for line in self._console.render_lines(table, pad=False):
                 text = Text.assemble(*((part.text, part.style or "") for part in line))
                 text.rstrip()  # rich fills every line up to the width of the table

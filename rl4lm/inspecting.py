@@ -160,7 +160,7 @@ def report_parser() -> OptionParser:
         prog="rl4lm report",
         description="Write a run, or several side by side, as one page that opens from disk: "
         "before and after, curves, completions, settings, and what the doctor says.",
-        usage="%(prog)s RUN_DIR [RUN_DIR ...] [--out FILE] [--png FILE] [--watch] [--json]",
+        usage="%(prog)s RUN_DIR [RUN_DIR ...] [--option value ...]",
     )
     parser.add_argument("runs", metavar="RUN_DIR", nargs="*", help="folders of runs")
     parser.add_argument(

@@ -97,8 +97,7 @@ def score_parser() -> OptionParser:
         prog="rl4lm score",
         description="Try rewards before training: on completions that a file holds or a model "
         "samples, twice and one by one; against labels; and on texts made to earn reward.",
-        usage="%(prog)s --reward NAME --data rows.jsonl [--out scored.jsonl] [--model NAME] "
-        "[--adversarial] [--json]",
+        usage="%(prog)s --reward NAME --data rows.jsonl [--option value ...]",
     )
     for name, settings in OWN.items():
         parser.add_argument(f"--{name}", **settings)

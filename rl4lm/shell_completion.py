@@ -6,6 +6,7 @@ The scripts hold all words themselves, so that a shell starts no Python where it
 from __future__ import annotations
 
 import argparse
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 
 from rl4lm.builtin import BUILTIN_MODELS
@@ -31,6 +32,8 @@ _FILES = (
     "png",
     "tokenizer",
 )
+_BRIEF = 70  # characters of a meaning
+_SAFE = str.maketrans({"'": "’", "`": "’", "[": "(", "]": ")", "\\": "/", "$": ""})
 _BUILTIN = ("model_name_or_path", "compare", "tokenizer")
 
 
@@ -47,12 +50,14 @@ def completion_parser() -> OptionParser:
     return parser
 
 
-def completion(argv: Sequence[str], parsers: Mapping[str, Callable[[], OptionParser]]) -> None:
+def completion(
+    argv: Sequence[str], verbs: Mapping[str, tuple[str, Callable[[], OptionParser]]]
+) -> None:
     """``rl4lm completion``: print the script of a shell.
 
     Args:
         argv: the words after the verb.
-        parsers: of every verb.
+        verbs: each with what it is for, and what makes its parser.
     """
     shell = completion_parser().parse_args(argv).shell
     if shell is None:
@@ -60,8 +65,8 @@ def completion(argv: Sequence[str], parsers: Mapping[str, Callable[[], OptionPar
     if shell not in SCRIPTS:
         nearest = did_you_mean(shell, SCRIPTS)
         raise ConfigError(f"shell: {shell!r} given, expected one of {', '.join(SCRIPTS)}{nearest}")
-    verbs = {name: (_brief(make().description), offers(make())) for name, make in parsers.items()}
-    print(SCRIPTS[shell](verbs))
+    told = {name: (_brief(what), offers(make())) for name, (what, make) in verbs.items()}
+    print(SCRIPTS[shell](told))
 
 
 def offers(parser: argparse.ArgumentParser) -> list[Offer]:
@@ -97,7 +102,8 @@ def _words(action: argparse.Action) -> tuple[str, ...]:
     if action.dest in _BUILTIN:
         return tuple(BUILTIN_MODELS)
     option = OPTIONS.get(action.dest)
-    if option is None or action.nargs == 0:
+    # A verb's own option may have the name of one of training, and a default then.
+    if option is None or action.default != argparse.SUPPRESS:
         return ()
     words = ("true", "false") if option.kind is bool else option.choices
     return (*words, "none") if option.optional and words else words
@@ -105,5 +111,6 @@ def _words(action: argparse.Action) -> tuple[str, ...]:
 
 def _brief(text: str | None) -> str:
     """The first clause of a help text, without what shells would take for their own."""
-    clause = (text or "").replace("%%", "%").split(" [")[0].split(";")[0].split(". ")[0]
-    return "".join(c for c in clause if c.isalnum() or c in " -_/=.,(){}<>+|").strip()[:70]
+    clause = (text or "").replace("%%", "%").split(" [")[0].split("; ")[0].split(". ")[0]
+    safe = clause.translate(_SAFE)
+    return textwrap.shorten(safe, _BRIEF, placeholder=" …")

@@ -28,7 +28,7 @@ _BASH = """\
 # Completion of rl4lm in bash: source <(rl4lm completion bash)
 _rl4lm() {
   local word=${COMP_WORDS[COMP_CWORD]} verb=${COMP_WORDS[1]} option= i
-  local last=$((COMP_CWORD - 1)) options= words= kind=
+  local last=$((COMP_CWORD - 1)) options= words= kind= IFS=$' \\t\\n'
   COMPREPLY=()
   # bash makes words of = and : too; put together again what was typed as one.
   while ((last > 1)) && [[ $word == :* || ${COMP_WORDS[last]} == : ]]; do
@@ -56,7 +56,7 @@ _rl4lm() {
 @VALUES@
   esac
   COMPREPLY=($(compgen -W "$words" -- "$word"))
-  local IFS=$'\\n'
+  IFS=$'\\n'  # names of files may hold blanks
   case $kind in
     file) COMPREPLY+=($(compgen -f -- "$word")); compopt -o filenames 2>/dev/null ;;
     folder) COMPREPLY+=($(compgen -d -- "$word")); compopt -o filenames 2>/dev/null ;;

@@ -40,7 +40,7 @@ VERBS: Mapping[str, Verb] = {
         score.score,
         score.score_parser,
         "try a reward before training: completions of a file, and tricks",
-        "rl4lm score --reward my_rewards.py:brevity --data rows.jsonl --adversarial",
+        "rl4lm score --reward my_rewards.py:brevity --data rows.jsonl",
     ),
     "eval": Verb(
         "models",
@@ -80,9 +80,9 @@ VERBS: Mapping[str, Verb] = {
     ),
     "completion": Verb(
         "the shell",
-        lambda argv: completion(argv, {name: verb.parser for name, verb in VERBS.items()}),
+        lambda argv: completion(argv, {n: (v.meaning, v.parser) for n, v in VERBS.items()}),
         completion_parser,
-        "a script with which bash, zsh or fish completes verbs, options and values",
+        "a script with which bash, zsh or fish completes verbs and options",
     ),
 }
 
