@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Literal, TypeAlias
 
+from rl4lm.builtin import BUILTIN_MODELS
+
 # What a value is: one of the words that are known, a file, a folder, or anything.
 Kind = Literal["words", "file", "folder", "any", "nothing"]
 
@@ -71,6 +73,10 @@ complete -F _rl4lm rl4lm"""
 _ZSH = """\
 #compdef rl4lm
 # Completion of rl4lm in zsh: source <(rl4lm completion zsh), after compinit
+_rl4lm_models() {
+  compadd -- @MODELS@
+  _files
+}
 _rl4lm() {
   local -a verbs
   verbs=(
@@ -121,7 +127,7 @@ def zsh(verbs: Verbs) -> str:
     for verb, (_, offers) in verbs.items():
         specs = " \\\n".join(f"      {_zsh_spec(offer)}" for offer in offers)
         options.append(f"    {verb}) _arguments \\\n{specs} ;;")
-    script = _ZSH.replace("@VERBS@", "\n".join(named))
+    script = _ZSH.replace("@VERBS@", "\n".join(named)).replace("@MODELS@", " ".join(BUILTIN_MODELS))
     return script.replace("@OPTIONS@", "\n".join(options))
 
 
@@ -130,7 +136,7 @@ def _zsh_spec(offer: Offer) -> str:
     values = {"file": "_files", "folder": "_files -/", "words": f"({words})", "any": " "}
     action = values.get(offer.kind, "")
     if offer.kind == "file" and words:
-        action = f'_alternative "words:name:({words})" "files:file:_files"'
+        action = "_rl4lm_models"
     if not offer.name:
         return f"'*:{offer.meaning.replace(':', ' ')}:{action}'"
     if offer.kind == "nothing":
