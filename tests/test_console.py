@@ -317,3 +317,29 @@ def test_lines_in_a_file_have_no_blanks_at_their_end(shown):
     lines = shown().splitlines()
     assert len(lines) > 15
     assert all(line == line.rstrip() for line in lines)
+
+
+def verified(verdict, passed):
+    """A report of `verify`."""
+    check = {"name": "a law", "value": 1e-15 if passed else 1.0, "limit": 1e-9, "passed": passed}
+    options = {"baseline": "none", "num_generations": 2, "use_peft": False, "temperature": 1.0}
+    options |= {"token_rewards": False, "gamma": 1.0, "beta": 0.0, "entropy_coef": 0.0}
+    options |= {"processes": 1, "num_iterations": 1, "epsilon": None}
+    report = {"objective": "E[r]", "options": options, "checks": [check], "variance": {"none": 1.0}}
+    return {**report, "verdict": verdict, "scale": 1}
+
+
+def test_a_terse_verification_is_its_verdict_and_the_checks_where_one_failed(shown):
+    screen = Screen(terse=True)
+    screen.verification(verified("exact", passed=True))
+    assert shown() == "exact: the expected gradient is the gradient of J\n"
+    screen.verified(verified("exact", passed=True))
+    assert shown() == ""
+    screen.verification(verified("failed", passed=False))
+    output = shown()
+    assert "a law" in output
+    assert "FAILED" in output
+    screen.verified(verified("failed", passed=False))
+    assert shown().startswith("failed")
+    Screen().verification(verified("exact", passed=True))
+    assert "a law" in shown()

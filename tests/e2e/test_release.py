@@ -136,6 +136,7 @@ def test_an_installed_release_trains_and_reports_in_an_empty_folder(installed, t
     short = ["--max_steps", "2", "--prompts_per_step", "8", "--eval_samples", "20", "--quiet"]
     shown = run(program, "train", *train, *short, cwd=tmp_path, env=environment)
     assert "2 steps" in shown
+    assert "before training" not in shown  # it was to be quiet
     assert (tmp_path / "run" / "model" / "model.safetensors").exists()
     (tmp_path / "run" / "report.html").unlink()
     run(program, "report", "run", cwd=tmp_path, env=environment)
