@@ -7,15 +7,18 @@ configuration errors answer at once.
 
 from __future__ import annotations
 
+import functools
 import os
+import shutil
 import signal
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from types import FrameType
 
-from rl4lm import commands, evaluating, exporting, inspecting, peers, score
+from rl4lm import peers
 from rl4lm.errors import (
     ConfigError,
     DataError,
@@ -31,6 +34,7 @@ from rl4lm.errors import (
 )
 from rl4lm.neighbours import missing_ranks
 from rl4lm.signs import FAILED, FOLLOWS, STOPPED
+from rl4lm.verbs import VERBS, overview, welcome
 
 _BAD_INPUT = (ConfigError, DataError, ModelError, OutputError, RewardError)
 # What every process meets alike before anything runs; one of them speaks. The others may come up
@@ -40,32 +44,23 @@ _MET_ALIKE = (ConfigError, DataError, ModelError)
 _CAUSE_S = 0.8  # a moment to see that another process has died
 _COUNTED_IN_S = 1.0  # the launcher takes who ended in an earlier second for the root of it all
 
-_VERBS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
-    "train": (commands.train, "fine-tune a model; with no model named, the built-in one"),
-    "eval": (evaluating.evaluate, "how good a model is on held-out prompts, or two compared"),
-    "sample": (commands.sample, "look at completions of a model"),
-    "verify": (inspecting.verify, "compare the gradient with the exact one, by enumeration"),
-    "replay": (inspecting.replay, "do a logged step again, and compare loss and gradient norm"),
-    "score": (score.score, "try a reward before training: completions of a file, and tricks"),
-    "export": (exporting.export, "weights, tokenizer and model card for others; upload them"),
-    "report": (inspecting.report, "a page to look at a run, or at several side by side"),
-    "doctor": (inspecting.doctor, "why a run does not learn: look through its files"),
-}
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line and return the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
-    if not words or words[0] in ("-h", "--help", "help"):
-        print(_overview())
+    if not words:
+        print(welcome())
+        return 0
+    if words[0] in ("-h", "--help", "help"):
+        print(overview())
         return 0
     if words[0] == "--version":
         print(f"rl4lm {version('rl4lm')}")
         return 0
-    if words[0] not in _VERBS:
-        _say(f"there is no verb {words[0]!r}{did_you_mean(words[0], _VERBS)}\n{_overview()}")
+    if words[0] not in VERBS:
+        _say(f"there is no verb {words[0]!r}{did_you_mean(words[0], VERBS)}\n{overview()}")
         return 2
-    return run(lambda: _VERBS[words[0]][0](words[1:]))
+    return run(lambda: VERBS[words[0]].run(words[1:]))
 
 
 def run(action: Callable[[], object]) -> int:
@@ -153,19 +148,16 @@ def _is_first_process() -> bool:
 def _say(message: str) -> None:
     rank = os.environ.get("RANK")
     prefix = "rl4lm: " if rank is None else f"rl4lm (process {rank}): "
-    print(f"{prefix}error: {message}", file=sys.stderr)
+    print(_fitted(f"{prefix}error: {message}"), file=sys.stderr)
 
 
-def _overview() -> str:
-    lines = [f"  {name:8}{meaning}" for name, (_, meaning) in _VERBS.items()]
-    return "\n".join(
-        [
-            "usage: rl4lm VERB [--option value ...]",
-            "",
-            "Fine-tune causal language models with REINFORCE on rule-based rewards.",
-            "",
-            *lines,
-            "",
-            "rl4lm VERB --help lists the options. Start with: rl4lm train --output_dir runs/first",
-        ]
+def _fitted(message: str) -> str:
+    """The message broken between words on a terminal, which would break it anywhere."""
+    if not sys.stderr.isatty():
+        return message
+    width = shutil.get_terminal_size().columns
+    wrap = functools.partial(
+        textwrap.wrap, width=width, break_long_words=False, break_on_hyphens=False
     )
+    lines = [wrap(line) if len(line) > width else [line] for line in message.split("\n")]
+    return "\n".join(part for broken in lines for part in broken)

@@ -17,7 +17,12 @@ from rl4lm.eightbit import check_optimizer
 from rl4lm.errors import ConfigError
 from rl4lm.hub import check_publishing
 from rl4lm.offpolicy import check_off_policy
-from rl4lm.options import OptionParser, add_config_arguments, config_from
+from rl4lm.options import (
+    OptionParser,
+    add_config_arguments,
+    add_output_arguments,
+    config_from,
+)
 from rl4lm.resume import find_start
 from rl4lm.reward_lookup import resolve_rewards
 from rl4lm.trackers import check_trackers
@@ -41,31 +46,42 @@ def settings_for(given: Mapping[str, Any]) -> Mapping[str, Any]:
     return model_settings(name, adapters=ReinforceConfig(use_peft=given["use_peft"]).use_peft)
 
 
-def train(argv: Sequence[str]) -> None:
-    """``rl4lm train``: the main job."""
+def train_parser() -> OptionParser:
+    """Every option of training."""
     parser = OptionParser(
         prog="rl4lm train",
         description="Fine-tune a causal language model with REINFORCE on rule-based rewards.",
     )
     add_config_arguments(parser, brought=settings_for(default_values()))
-    parser.add_argument("--json", action="store_true", help="print the summary as JSON")
+    add_output_arguments(parser, "the summary", quiet="warnings, errors and the result")
     parser.add_argument(
         "--dry_run",
         action="store_true",
         help="set up, make one step, say what a run would take, and keep nothing",
     )
-    namespace = parser.parse_args(argv)
+    return parser
+
+
+def train(argv: Sequence[str]) -> None:
+    """``rl4lm train``: the main job."""
+    namespace = train_parser().parse_args(argv)
     run_training(
         config_from(namespace, base_for=settings_for),
         as_json=namespace.json,
         dry_run=namespace.dry_run,
+        terse=namespace.quiet,
     )
 
 
 def run_training(
-    config: ReinforceConfig, as_json: bool = False, dry_run: bool = False
+    config: ReinforceConfig, as_json: bool = False, dry_run: bool = False, terse: bool = False
 ) -> dict[str, Any]:
     """Train as a configuration says, as ``rl4lm train`` and the recipes do.
+
+    Args:
+        config: what to train, on what, how long.
+        as_json: print the summary to the standard output, and all else to the error output.
+        terse: show only warnings and the result.
 
     Returns:
         The summary of the run; of a dry run what `rl4lm.rehearsal.rehearse` found.
@@ -88,7 +104,7 @@ def run_training(
     from rl4lm.trainer import ReinforceTrainer
 
     quiet_libraries()
-    screen = Screen(stderr=as_json, logging_steps=config.logging_steps)
+    screen = Screen(stderr=as_json, logging_steps=config.logging_steps, terse=terse)
     trainer = ReinforceTrainer(args=config, screen=screen)
     summary = rehearse(trainer) if dry_run else trainer.train()
     if as_json and trainer.world.is_main:
@@ -105,8 +121,8 @@ def check_data(config: ReinforceConfig) -> None:
         check_prompts(name, column, shape)
 
 
-def sample(argv: Sequence[str]) -> None:
-    """``rl4lm sample``: completions of prompts, to look at."""
+def sample_parser() -> OptionParser:
+    """The options of ``rl4lm sample``."""
     parser = OptionParser(prog="rl4lm sample", description="Completions of a model, to look at.")
     add_config_arguments(parser, _SAMPLE, brought=settings_for(default_values()))
     parser.add_argument("--prompt", action="append", help="a prompt; may be repeated")
@@ -114,7 +130,12 @@ def sample(argv: Sequence[str]) -> None:
     parser.add_argument("--top_p", type=float, default=1.0, help="nucleus kept; 1 = all")
     parser.add_argument("--greedy", action="store_true", help="the most likely token each time")
     parser.add_argument("--json", action="store_true", help="print one JSON object per completion")
-    namespace = parser.parse_args(argv)
+    return parser
+
+
+def sample(argv: Sequence[str]) -> None:
+    """``rl4lm sample``: completions of prompts, to look at."""
+    namespace = sample_parser().parse_args(argv)
     if not namespace.prompt:
         raise ConfigError("give at least one prompt with --prompt TEXT")
     if namespace.top_k < 0 or not 0 < namespace.top_p <= 1:

@@ -1,12 +1,13 @@
 """What a person sees of a run: a progress bar, tables of completions, a line before and after.
 
-On a terminal the bar lives at the bottom and tables scroll above it. Where the output is a file,
-plain short lines come instead. Only the main process speaks.
+On a terminal the bar lives at the bottom and tables scroll above it. Where the output is a file, or
+a terminal that cannot move its cursor, plain lines come instead. Only the main process speaks.
 """
 
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -14,16 +15,26 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
-from rl4lm.panels import evaluation_table, group_tables, versus
+from rl4lm.panels import (
+    checks_table,
+    completions_table,
+    evaluation_table,
+    group_tables,
+    replayed_table,
+    samples_table,
+    variances_table,
+    versus,
+)
 from rl4lm.rules.findings import Finding
 from rl4lm.scoreboard import report_lines, scored_table
 from rl4lm.wording import (
     clock,
     describe_evaluation,
-    one_line,
     options_line,
     step_numbers,
     verdict,
@@ -35,6 +46,7 @@ _SCORE_ROWS = 20
 _PLAIN_WIDTH = 120  # columns of a table in a file
 _BAR_WIDTH = 45  # columns that the bar, the step and the time left need on a terminal
 _SELDOM = ("variance_reduction", "gradient_snr", "gradient_noise_scale")
+_UNBOUNDED = 10_000  # columns; wider than any table
 _NUMBERS_WIDTH = 42  # columns that a table of completions needs besides prompt and completion
 
 
@@ -42,7 +54,12 @@ class Screen:
     """Shows a run to a person."""
 
     def __init__(
-        self, *, stderr: bool = False, logging_steps: int = 10, quiet: bool = False
+        self,
+        *,
+        stderr: bool = False,
+        logging_steps: int = 10,
+        quiet: bool = False,
+        terse: bool = False,
     ) -> None:
         """Set where to write.
 
@@ -50,21 +67,27 @@ class Screen:
             stderr: write there, because the standard output carries JSON.
             logging_steps: steps between two lines where the output is not a terminal.
             quiet: show nothing at all.
+            terse: show only warnings and what a command came to.
         """
         # A notebook is a file here, though its streams say they are a terminal: a bar would be
         # drawn there again and again, and rich would make a display of its own of every line.
+        notebook = Console().is_jupyter
+        terminal = (sys.stderr if stderr else sys.stdout).isatty() and not notebook
+        # FORCE_COLOR makes rich take a file for a terminal; a bar has no place in it all the same.
         self._console = Console(
             stderr=stderr,
             highlight=False,
             emoji=False,
             force_jupyter=False,
-            force_terminal=False if Console().is_jupyter else None,
+            force_terminal=False if notebook else None,
+            force_interactive=None if terminal else False,
         )
-        if not self._console.is_terminal:
+        if not terminal:
             self._console.width = _PLAIN_WIDTH
             self._console.soft_wrap = True  # a line of a log is one line
         self._console.quiet = quiet
         self._quiet = quiet
+        self._terse = terse
         self._logging_steps = logging_steps
         self._progress: Progress | None = None
         self._task: Any = None
@@ -84,7 +107,12 @@ class Screen:
         return not self._console.quiet
 
     def note(self, text: str) -> None:
-        """A line of plain text."""
+        """A line about what goes on."""
+        if not self._terse:
+            self.result(text)
+
+    def result(self, text: str) -> None:
+        """A line that a command is run for."""
         self._console.print(escape(text))
 
     def warn(self, text: str) -> None:
@@ -94,7 +122,7 @@ class Screen:
     def start(self, first_step: int, total: int) -> None:
         """Begin to show steps."""
         self._first_step, self._total, self._started = first_step, total, time.monotonic()
-        if self._console.is_terminal:
+        if self._console.is_interactive and not self._terse:
             columns: list[ProgressColumn] = [
                 TextColumn("step {task.completed}/{task.total}"),
                 BarColumn(bar_width=None),
@@ -143,7 +171,7 @@ class Screen:
         """Say what a rule has found, and what may help."""
         self.warn(f"step {step}: {finding.name}: {finding.seen}")
         for remedy in finding.remedies:
-            self.note(f"  try: {remedy}")
+            self.result(f"  try: {remedy}")
 
     def trouble(self, text: str) -> None:
         """Say that something cannot be written."""
@@ -164,27 +192,12 @@ class Screen:
 
     def completions(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
         """A small table of completions with their rewards."""
-        table = Table(
-            title=f"samples at step {step}", title_justify="left", box=None, padding=(0, 2)
-        )
-        for header, justify in (
-            ("prompt", "right"),
-            ("completion", "left"),
-            ("reward", "right"),
-            ("advantage", "right"),
-        ):
-            table.add_column(header, justify=justify, overflow="ellipsis", no_wrap=True)  # type: ignore[arg-type]
+        if self._terse:
+            return
         # Cut here: rich would take the room from the numbers.
         room = min(60, max(12, (self._console.width - _NUMBERS_WIDTH) // 2))
-        for row in rows[:_TABLE_ROWS]:
-            cut = " (cut off)" if row["truncated"] else ""
-            table.add_row(
-                one_line(row["prompt"], room),
-                one_line(row["completion"], room) + cut,
-                "none" if row["reward"] is None else f"{row['reward']:.2f}",
-                f"{row['advantage']:+.2f}",
-            )
-        self._console.print(table)
+        self.note(f"samples at step {step}")
+        self._show([completions_table(rows[:_TABLE_ROWS], room)])
 
     def evaluation(self, title: str, metrics: Mapping[str, float]) -> None:
         """One line about an evaluation."""
@@ -200,15 +213,16 @@ class Screen:
         """The result of a run: a row per metric that a person would ask for."""
         if before and after:
             self._console.print()
-            self._console.print(versus(("before", "after"), before, after, change))
-        self.note(footer)
+            self._show(*versus(("before", "after"), before, after, change))
+        self.result(footer)
 
     def metrics(self, title: str, metrics: Mapping[str, float], drawn: str) -> None:
         """An evaluation as a table; `drawn` says how its completions came about."""
-        self._console.print(evaluation_table(title, metrics))
-        for table in group_tables(metrics):
-            self._console.print(table)
-        self.note(f"  {metrics['samples']:.0f} prompts, {drawn}")
+        self.result(title)
+        self._show([evaluation_table(metrics)])
+        for layouts in group_tables(metrics):
+            self._show(*layouts)
+        self.result(f"  {metrics['samples']:.0f} prompts, {drawn}")
 
     def comparison(
         self,
@@ -219,73 +233,63 @@ class Screen:
     ) -> None:
         """Two models on the same prompts; the differences are those of the latter."""
         self._console.print()
-        self._console.print(versus(names, second, first, found))
+        self._show(*versus(names, second, first, found))
 
     def samples(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Completions with their log-probability."""
-        table = Table(box=None, padding=(0, 2))
-        for header in ("prompt", "completion", "log π"):
-            justify = "right" if header == "log π" else "left"
-            table.add_column(header, justify=justify, overflow="fold")  # type: ignore[arg-type]
-        for row in rows:
-            cut = " (cut off)" if row["truncated"] else ""
-            text = one_line(row["completion"], 200) + cut
-            table.add_row(one_line(row["prompt"]), text, f"{row['logprob']:.2f}")
-        self._console.print(table)
+        self._show([samples_table(rows)])
 
     def scores(
         self, title: str, rows: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]
     ) -> None:
         """Scored rows, their summary, and what else was found about the rewards."""
-        if rows:
-            self._console.print(scored_table(rows[:_SCORE_ROWS]))
-        for line in report_lines(title, summary, _SCORE_ROWS):
-            self.note(line)
+        if rows and not self._terse:
+            self._show([scored_table(rows[:_SCORE_ROWS])])
+        shown = len(rows) if self._terse else _SCORE_ROWS
+        for line in report_lines(title, summary, shown):
+            self.result(line)
 
     def verification(self, report: Mapping[str, Any]) -> None:
         """What `verify` found about one set of options: checks, verdict, variances."""
         self.note(f"J = {report['objective']};  {options_line(report['options'])}")
-        table = Table(box=None, padding=(0, 2))
-        for header in ("check", "found", "allowed", ""):
-            table.add_column(header, justify="left" if header in ("check", "") else "right")
-        for check in report["checks"]:
-            passed = "ok" if check["passed"] else "[bold red]FAILED[/]"
-            table.add_row(
-                escape(check["name"]), f"{check['value']:.2g}", f"{check['limit']:.0e}", passed
-            )
-        self._console.print(table)
-        if report["variance"]:
-            table = Table(box=None, padding=(0, 2))
-            table.add_column("baseline")
-            table.add_column("variance of a step's gradient, none = 1", justify="right")
-            for name, value in report["variance"].items():
-                table.add_row(name, f"{value:.3f}")
-            self._console.print(table)
-        self.note(verdict(report))
+        failed = any(not check["passed"] for check in report["checks"])
+        if failed or not self._terse:
+            self._show([checks_table(report["checks"])])
+        if report["variance"] and not self._terse:
+            self._show([variances_table(report["variance"])])
+        self.result(verdict(report))
 
     def replayed(self, found: Mapping[str, Any]) -> None:
         """Logged steps done again: the one asked for, and where the first difference is."""
         steps = found["steps"]
         self.note(f"from {found['start']}, {len(steps)} steps done again")
-        table = Table(box=None, padding=(0, 2))
-        for header in ("step", "", "loss", "gradient norm", "relative difference"):
-            table.add_column(header, justify="right")
-        last = steps[-1]
-        table.add_row(
-            str(last["step"]), "logged", f"{last['loss']:.9g}", f"{last['grad_norm']:.9g}"
-        )
-        again = f"{last['loss_again']:.9g}", f"{last['grad_norm_again']:.9g}"
-        table.add_row("", "again", *again, f"{last['difference']:.1e}")
-        self._console.print(table)
+        if not self._terse:
+            self._show([replayed_table(steps[-1])])
         first = found["first_disagreement"]
         verdict = "agrees" if found["agrees"] else "does NOT agree"
         since = "" if first is None else f"; the first step that does not is {first}"
-        self.note(f"step {last['step']} {verdict} within {found['tolerance']:.0e}{since}")
+        self.result(f"step {steps[-1]['step']} {verdict} within {found['tolerance']:.0e}{since}")
 
     def verified(self, report: Mapping[str, Any]) -> None:
         """One line about one of many sets of options."""
         worst = max(c["value"] / c["limit"] * 1e-9 for c in report["checks"] if c["limit"] < 1e-7)
-        self.note(
+        tell = self.result if report["verdict"] == "failed" else self.note
+        tell(
             f"{report['verdict']:17}  scale {report['scale']:.3f}  worst error {worst:.0e}  "
             f"{options_line(report['options'])}"
         )
+
+    def _show(self, *layouts: Sequence[Table]) -> None:
+        """Tables, in the first of some layouts that the screen has room for, else in the last."""
+        unbounded = self._console.options.update(max_width=_UNBOUNDED)
+        for tables in layouts:
+            widths = [Measurement.get(self._console, unbounded, each).maximum for each in tables]
+            if max(widths) <= self._console.width:
+                break
+        for i, table in enumerate(tables):
+            if i:
+                self._console.print()
+            for line in self._console.render_lines(table, pad=False):
+                text = Text.assemble(*((part.text, part.style or "") for part in line))
+                text.rstrip()  # rich fills every line up to the width of the table
+                self._console.print(text, no_wrap=True, crop=False)

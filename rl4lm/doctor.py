@@ -31,12 +31,16 @@ def diagnose(run: Path) -> tuple[RunLog, Diagnosis]:
     return log, examine(log)
 
 
-def show(log: RunLog, diagnosis: Diagnosis, console: Console | None = None) -> None:
-    """Print findings, the worst first, and what was looked at."""
+def show(
+    log: RunLog, diagnosis: Diagnosis, console: Console | None = None, terse: bool = False
+) -> None:
+    """Print findings, the worst first, and, but where it is to be terse, what was looked at."""
     page = console or Console(highlight=False, emoji=False)
     _print(page, escape(_heading(log, diagnosis)))
     for finding in diagnosis.findings:
         _print_finding(page, finding)
+    if terse:
+        return
     page.print()
     _print(page, "checked: " + escape(", ".join(diagnosis.checked) or "nothing"))
     for asks, reason in diagnosis.unchecked.items():

@@ -25,7 +25,12 @@ from rl4lm.commands import (
 from rl4lm.commands import settings_for as brought_for
 from rl4lm.config import ReinforceConfig
 from rl4lm.errors import ConfigError, OutputError
-from rl4lm.options import OptionParser, add_config_arguments, config_from
+from rl4lm.options import (
+    OptionParser,
+    add_config_arguments,
+    add_output_arguments,
+    config_from,
+)
 from rl4lm.reward_lookup import resolve_rewards
 from rl4lm.rowfile import write_rows
 from rl4lm.tracking import plain
@@ -83,7 +88,7 @@ _MANY = ("pass_at_k", "by", "metric")
 
 def evaluate(argv: Sequence[str]) -> None:
     """``rl4lm eval``: reward, accuracy and pass@k of a model, with intervals."""
-    namespace = _parser().parse_args(argv)
+    namespace = eval_parser().parse_args(argv)
     config = config_from(namespace, base_for=only(_EVAL))
     _check(config, namespace)
     from rl4lm.assembly import assemble_judges
@@ -104,7 +109,7 @@ def evaluate(argv: Sequence[str]) -> None:
     exams, long = fit_evaluated(config, exams)
     world = World()
     world.use_threads(config.torch_threads)
-    screen = Screen(stderr=namespace.json)
+    screen = Screen(stderr=namespace.json, terse=namespace.quiet)
     screen.only_if(world.is_main)
     for note in [*notes, *more, *long]:
         screen.note(note)
@@ -120,7 +125,8 @@ def evaluate(argv: Sequence[str]) -> None:
     world.close()
 
 
-def _parser() -> OptionParser:
+def eval_parser() -> OptionParser:
+    """The options of ``rl4lm eval``."""
     parser = OptionParser(
         prog="rl4lm eval",
         description="Reward, accuracy and pass@k of a model on held-out prompts, with confidence "
@@ -153,7 +159,7 @@ def _parser() -> OptionParser:
     parser.add_argument(
         "--out", metavar="FILE", help="jsonl file for the completions; default none"
     )
-    parser.add_argument("--json", action="store_true", help="print the metrics as JSON")
+    add_output_arguments(parser, "the metrics", quiet="warnings, errors and the metrics")
     return parser
 
 

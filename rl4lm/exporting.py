@@ -15,14 +15,14 @@ from rl4lm.errors import ConfigError, HubError, did_you_mean
 from rl4lm.export_source import ExportSource, check_place, find_source
 from rl4lm.hub import check_upload, greet, upload
 from rl4lm.lineage import adapter_settings, on_hub, parent
-from rl4lm.options import OptionParser
+from rl4lm.options import OptionParser, add_output_arguments
 
 _DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
 
 
 def export(argv: Sequence[str]) -> None:
     """``rl4lm export``: weights, tokenizer and model card in a folder of their own."""
-    parser = _parser()
+    parser = export_parser()
     given = parser.parse_args(argv)
     if given.source is None or given.out is None:
         raise ConfigError(
@@ -46,7 +46,8 @@ def export(argv: Sequence[str]) -> None:
         print_json(found)
 
 
-def _parser() -> OptionParser:
+def export_parser() -> OptionParser:
+    """The options of ``rl4lm export``."""
     parser = OptionParser(
         prog="rl4lm export",
         description="Write the weights of a run, a checkpoint or any model to a folder that "
@@ -81,7 +82,7 @@ def _parser() -> OptionParser:
         help="upload the folder too; the token is read from HF_TOKEN or `hf auth login`",
     )
     parser.add_argument("--private", action="store_true", help="make a private repository")
-    parser.add_argument("--json", action="store_true", help="print what was written as JSON")
+    add_output_arguments(parser, "what was written")
     return parser
 
 

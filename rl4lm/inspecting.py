@@ -12,7 +12,12 @@ from typing import Any
 from rl4lm.commands import default_values, print_json, quiet_libraries, settings_for
 from rl4lm.errors import ConfigError
 from rl4lm.logged import check_run
-from rl4lm.options import OptionParser, add_config_arguments, config_from
+from rl4lm.options import (
+    OptionParser,
+    add_config_arguments,
+    add_output_arguments,
+    config_from,
+)
 
 _VERIFY = (
     "use_peft",
@@ -33,8 +38,8 @@ _VERIFY = (
 )
 
 
-def verify(argv: Sequence[str]) -> None:
-    """``rl4lm verify``: the gradient against exact enumeration."""
+def verify_parser() -> OptionParser:
+    """The options of ``rl4lm verify``."""
     parser = OptionParser(
         prog="rl4lm verify",
         description="Compare the trainer's own gradient with the exact one, by enumerating every "
@@ -45,8 +50,13 @@ def verify(argv: Sequence[str]) -> None:
     add_config_arguments(parser, _VERIFY, brought=settings_for(default_values()))
     parser.add_argument("--token_rewards", action="store_true", help="pay every token apart")
     parser.add_argument("--all", action="store_true", help="every baseline and estimator option")
-    parser.add_argument("--json", action="store_true", help="print what was found as JSON")
-    namespace = parser.parse_args(argv)
+    add_output_arguments(parser, "what was found", quiet="the verdict, and checks that fail")
+    return parser
+
+
+def verify(argv: Sequence[str]) -> None:
+    """``rl4lm verify``: the gradient against exact enumeration."""
+    namespace = verify_parser().parse_args(argv)
     config = config_from(namespace, base_for=settings_for)
     from rl4lm.console import Screen
     from rl4lm.errors import VerificationError
@@ -56,7 +66,7 @@ def verify(argv: Sequence[str]) -> None:
 
     quiet_libraries()
     world = World()
-    screen = Screen(stderr=namespace.json)
+    screen = Screen(stderr=namespace.json, terse=namespace.quiet)
     screen.only_if(world.is_main)
     if namespace.all:
         reports = []
@@ -71,7 +81,7 @@ def verify(argv: Sequence[str]) -> None:
     failed = sum(found["verdict"] == "failed" for found in reports)
     if namespace.all:
         exact = sum(found["passed"] for found in reports)
-        screen.note(
+        screen.result(
             f"{len(reports)} sets of options: {exact} exact, {len(reports) - exact - failed} with "
             f"another objective, as documented, {failed} failed"
         )
@@ -80,17 +90,23 @@ def verify(argv: Sequence[str]) -> None:
         raise VerificationError(f"{failed} of {len(reports)} sets of options failed")
 
 
-def replay(argv: Sequence[str]) -> None:
-    """``rl4lm replay``: a logged step done again."""
+def replay_parser() -> OptionParser:
+    """The options of ``rl4lm replay``."""
     parser = OptionParser(
         prog="rl4lm replay",
         description="Recompute the loss and the gradient norm of a logged step from the nearest "
         "earlier checkpoint, or the start of the run, through the logged completions.",
-        usage="%(prog)s RUN_DIR --step N [--json]",
+        usage="%(prog)s RUN_DIR --step N [--json] [--quiet]",
     )
     parser.add_argument("run", metavar="RUN_DIR", nargs="?", help="folder of the run")
     parser.add_argument("--step", type=int, help="the step, counted from 1 as in metrics.jsonl")
-    parser.add_argument("--json", action="store_true", help="print what was found as JSON")
+    add_output_arguments(parser, "what was found", quiet="whether the step agrees")
+    return parser
+
+
+def replay(argv: Sequence[str]) -> None:
+    """``rl4lm replay``: a logged step done again."""
+    parser = replay_parser()
     namespace = parser.parse_args(argv)
     if namespace.run is None or namespace.step is None:
         raise ConfigError(f"name a run and a step; usage: {parser.format_usage()[7:].strip()}")
@@ -101,7 +117,7 @@ def replay(argv: Sequence[str]) -> None:
 
     quiet_libraries()
     found = do_again(Path(namespace.run), namespace.step)
-    screen = Screen(stderr=namespace.json)
+    screen = Screen(stderr=namespace.json, terse=namespace.quiet)
     screen.replayed(found.to_dict())
     if namespace.json:
         print_json(found.to_dict())
@@ -109,16 +125,23 @@ def replay(argv: Sequence[str]) -> None:
         raise VerificationError(f"step {namespace.step} does not come out as it was logged")
 
 
-def doctor(argv: Sequence[str]) -> None:
-    """``rl4lm doctor``: why a run does not learn."""
+def doctor_parser() -> OptionParser:
+    """The options of ``rl4lm doctor``."""
     parser = OptionParser(
         prog="rl4lm doctor",
         description="Look through the files of a run, ended or not, for what keeps it from "
         "learning. Findings are no failure: the exit code is 0 with them and without.",
-        usage="%(prog)s RUN_DIR [--json]",
+        usage="%(prog)s RUN_DIR [--json] [--quiet]",
     )
     parser.add_argument("run", metavar="RUN_DIR", nargs="?", help="folder of the run")
     parser.add_argument("--json", action="store_true", help="print the findings as a JSON list")
+    parser.add_argument("--quiet", action="store_true", help="show only the findings")
+    return parser
+
+
+def doctor(argv: Sequence[str]) -> None:
+    """``rl4lm doctor``: why a run does not learn."""
+    parser = doctor_parser()
     namespace = parser.parse_args(argv)
     if namespace.run is None:
         raise ConfigError(f"name a run; usage: {parser.format_usage()[7:].strip()}")
@@ -128,16 +151,16 @@ def doctor(argv: Sequence[str]) -> None:
     if namespace.json:
         print_json([finding.to_dict() for finding in diagnosis.findings])
     else:
-        show(log, diagnosis)
+        show(log, diagnosis, terse=namespace.quiet)
 
 
-def report(argv: Sequence[str]) -> None:
-    """``rl4lm report``: a page to look at a run, or several side by side."""
+def report_parser() -> OptionParser:
+    """The options of ``rl4lm report``."""
     parser = OptionParser(
         prog="rl4lm report",
         description="Write a run, or several side by side, as one page that opens from disk: "
         "before and after, curves, completions, settings, and what the doctor says.",
-        usage="%(prog)s RUN_DIR [RUN_DIR ...] [--out FILE] [--png FILE] [--watch] [--json]",
+        usage="%(prog)s RUN_DIR [RUN_DIR ...] [--option value ...]",
     )
     parser.add_argument("runs", metavar="RUN_DIR", nargs="*", help="folders of runs")
     parser.add_argument(
@@ -151,7 +174,13 @@ def report(argv: Sequence[str]) -> None:
     parser.add_argument(
         "--watch", action="store_true", help="write it again every 10 s until the runs have ended"
     )
-    parser.add_argument("--json", action="store_true", help="print what was written as JSON")
+    add_output_arguments(parser, "what was written")
+    return parser
+
+
+def report(argv: Sequence[str]) -> None:
+    """``rl4lm report``: a page to look at a run, or several side by side."""
+    parser = report_parser()
     namespace = parser.parse_args(argv)
     if not namespace.runs:
         raise ConfigError(f"name a run; usage: {parser.format_usage()[7:].strip()}")

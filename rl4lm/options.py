@@ -10,7 +10,9 @@ from __future__ import annotations
 import argparse
 import functools
 import re
+import shutil
 import sys
+import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
@@ -24,7 +26,15 @@ from rl4lm.schema import Option
 
 Settings: TypeAlias = Mapping[str, Any]
 
+_WIDEST = 98  # columns of the help
 _METAVARS = {int: "N", float: "X", str: "TEXT", bool: "true|false"}
+
+
+class _Layout(argparse.HelpFormatter):
+    """argparse's layout, but for names with a hyphen, which stay whole and can be copied."""
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
 
 
 class OptionParser(argparse.ArgumentParser):
@@ -32,7 +42,9 @@ class OptionParser(argparse.ArgumentParser):
 
     def __init__(self, *, prog: str, description: str, usage: str | None = None) -> None:
         """Make a parser without options; `add_config_arguments` adds those of training."""
-        layout = functools.partial(argparse.HelpFormatter, width=98, max_help_position=32)
+        columns = shutil.get_terminal_size((_WIDEST + 2, 24)).columns
+        width = min(_WIDEST, columns - 2)
+        layout = functools.partial(_Layout, width=width, max_help_position=width // 3)
         super().__init__(
             prog=prog,
             description=description,
@@ -128,8 +140,20 @@ def _add_argument(group: Any, option: Option, default: str) -> None:
 
 
 def _help(option: Option, default: str) -> str:
-    """Meaning, range and default of an option."""
-    return f"{option.help} [{option.expected}; default {default}]".replace("%", "%%")
+    """Meaning, range, default and off value of an option."""
+    off, told = option.off, ""
+    if off is not None and not re.search(rf"\b{off}( or \w+)* = ", option.help):
+        told = f"; {off} = off"
+    return f"{option.help} [{option.expected}; default {default}{told}]".replace("%", "%%")
+
+
+def add_output_arguments(
+    parser: argparse.ArgumentParser, json: str, quiet: str | None = None
+) -> None:
+    """Add `--json` and, where ``quiet`` says what remains of the screen, `--quiet`."""
+    parser.add_argument("--json", action="store_true", help=f"print {json} as JSON")
+    if quiet is not None:
+        parser.add_argument("--quiet", action="store_true", help=f"show only {quiet}")
 
 
 def _shown(option: Option, value: Any) -> str:

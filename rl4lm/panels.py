@@ -1,8 +1,8 @@
-"""Tables of evaluations: one, or two of the same prompts side by side."""
+"""Tables of completions, of evaluations alone or side by side, of what was verified or replayed."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.markup import escape
@@ -15,15 +15,46 @@ from rl4lm.wording import (
     headline,
     interval_of,
     measures,
+    one_line,
     told_value,
 )
 
 _SURE = 0.001  # p-values below it are told as such
 
 
-def evaluation_table(title: str, metrics: Mapping[str, float]) -> Table:
+def completions_table(rows: Iterable[Mapping[str, Any]], room: int) -> Table:
+    """Completions of a step with reward and advantage; ``room``: columns for a text."""
+    table = Table(box=None, padding=(0, 2))
+    for header in ("prompt", "completion", "reward", "advantage"):
+        justify = "left" if header == "completion" else "right"
+        table.add_column(header, justify=justify, overflow="ellipsis", no_wrap=True)  # type: ignore[arg-type]
+    for row in rows:
+        cut = " (cut off)" if row["truncated"] else ""
+        table.add_row(
+            one_line(row["prompt"], room),
+            one_line(row["completion"], room) + cut,
+            "none" if row["reward"] is None else f"{row['reward']:.2f}",
+            f"{row['advantage']:+.2f}",
+        )
+    return table
+
+
+def samples_table(rows: Iterable[Mapping[str, Any]]) -> Table:
+    """Completions with their log-probability."""
+    table = Table(box=None, padding=(0, 2))
+    for header in ("prompt", "completion", "log π"):
+        justify = "right" if header == "log π" else "left"
+        table.add_column(header, justify=justify, overflow="fold")  # type: ignore[arg-type]
+    for row in rows:
+        cut = " (cut off)" if row["truncated"] else ""
+        text = one_line(row["completion"], 200) + cut
+        table.add_row(one_line(row["prompt"]), text, f"{row['logprob']:.2f}")
+    return table
+
+
+def evaluation_table(metrics: Mapping[str, float]) -> Table:
     """A row per metric with its interval, data set by data set."""
-    table = Table(title=escape(title), title_justify="left", box=None, padding=(0, 2))
+    table = Table(box=None, padding=(0, 2))
     table.add_column("")
     table.add_column("", justify="right")
     table.add_column(_interval_header(metrics), justify="right")
@@ -33,21 +64,28 @@ def evaluation_table(title: str, metrics: Mapping[str, float]) -> Table:
     return table
 
 
-def group_tables(metrics: Mapping[str, float]) -> Iterator[Table]:
-    """For each data set with groups a table: a row per group, a column per metric."""
+def group_tables(metrics: Mapping[str, float]) -> Iterator[tuple[list[Table], list[Table]]]:
+    """For each data set with groups the layouts of its table: a row per group.
+
+    Yields:
+        One table with a column per metric; for narrow screens a table per metric.
+    """
     for prefix in data_sets(metrics):
-        groups = groups_of(metrics, prefix)
-        if not groups:
-            continue
-        table = Table(box=None, padding=(0, 2, 0, 0))
-        table.add_column(prefix.rstrip("/"))
-        names = measures(metrics, prefix)
-        for name in ["prompts", *(name.removeprefix(prefix) for name in names)]:
-            table.add_column(escape(name), justify="right")
-        for group in groups:
-            values = [told_value(f"{name}/{group}", metrics) for name in names]
-            table.add_row(escape(group), f"{metrics[f'{prefix}samples/{group}']:.0f}", *values)
-        yield table
+        if groups_of(metrics, prefix):
+            names = measures(metrics, prefix)
+            whole = [_group_table(metrics, prefix, names)]
+            yield whole, [_group_table(metrics, prefix, [name]) for name in names]
+
+
+def _group_table(metrics: Mapping[str, float], prefix: str, names: Sequence[str]) -> Table:
+    table = _plain_table()
+    table.add_column(prefix.rstrip("/"))
+    for name in ["prompts", *(name.removeprefix(prefix) for name in names)]:
+        table.add_column(escape(name), justify="right")
+    for group in groups_of(metrics, prefix):
+        values = [told_value(f"{name}/{group}", metrics) for name in names]
+        table.add_row(escape(group), f"{metrics[f'{prefix}samples/{group}']:.0f}", *values)
+    return table
 
 
 def versus(
@@ -55,7 +93,7 @@ def versus(
     second: Mapping[str, float],
     first: Mapping[str, float],
     found: Mapping[str, Mapping[str, Any]],
-) -> Table:
+) -> tuple[list[Table], list[Table]]:
     """Two evaluations of the same prompts, and what is known of the differences.
 
     Args:
@@ -63,22 +101,84 @@ def versus(
         second: metrics of what is compared with.
         first: metrics of what the differences are told of.
         found: outcome -> `rl4lm.paired.Comparison` as plain values; may be empty.
+
+    Returns:
+        Two layouts: all in one table; the values in one and the differences in another.
     """
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    headers = ["", *names]
-    if found:
-        headers += ["difference", _interval_header(first), "p", "better", "worse"]
+    headers = ["difference", _interval_header(first), "p", "better", "worse"] if found else []
+    rows = _value_rows(second, first)
+    whole = [
+        [escape(label), *cells, *_difference(name, found.get(name))] for name, label, cells in rows
+    ]
+    values = [[escape(label), *cells] for _, label, cells in rows]
+    differences = [
+        [escape(label), *_difference(name, found[name])] for name, label, _ in rows if name in found
+    ]
+    stacked = [_compared(["", *names], values)]
+    stacked += [_compared(["", *headers], differences)] if found else []
+    return [_compared(["", *names, *headers], whole)], stacked
+
+
+def _value_rows(
+    second: Mapping[str, float], first: Mapping[str, float]
+) -> list[tuple[str, str, list[str]]]:
+    """For each row of a comparison the metric, how it is called there, and both values."""
+    rows = []
+    for prefix in data_sets(first):
+        rows += [(name, name) for name in headline(first, prefix)]
+        main = measures(first, prefix)[0]
+        rows += [(f"{main}/{each}", f"  {main}, {each}") for each in groups_of(first, prefix)]
+    return [
+        (name, label, [told_value(name, each) for each in (second, first)]) for name, label in rows
+    ]
+
+
+def _compared(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    table = _plain_table()
     for header in headers:
         table.add_column(escape(header), justify="right" if header else "left", overflow="fold")
-    for prefix in data_sets(first):
-        for name in headline(first, prefix):
-            cells = [told_value(name, second), told_value(name, first)]
-            table.add_row(escape(name), *cells, *_difference(name, found.get(name)))
-        main = measures(first, prefix)[0]
-        for group in groups_of(first, prefix):
-            cells = [told_value(f"{main}/{group}", each) for each in (second, first)]
-            table.add_row(escape(f"  {group}"), *cells)
+    for row in rows:
+        table.add_row(*row)
     return table
+
+
+def checks_table(checks: Iterable[Mapping[str, Any]]) -> Table:
+    """What `verify` compared, and how far off it may be."""
+    table = Table(box=None, padding=(0, 2))
+    for header in ("check", "found", "allowed", ""):
+        table.add_column(header, justify="left" if header in ("check", "") else "right")
+    for check in checks:
+        passed = "ok" if check["passed"] else "[bold red]FAILED[/]"
+        table.add_row(
+            escape(check["name"]), f"{check['value']:.2g}", f"{check['limit']:.0e}", passed
+        )
+    return table
+
+
+def variances_table(variances: Mapping[str, float]) -> Table:
+    """What each baseline does to the variance of a step's gradient."""
+    table = Table(box=None, padding=(0, 2))
+    table.add_column("baseline")
+    table.add_column("variance of a step's gradient, none = 1", justify="right")
+    for name, value in variances.items():
+        table.add_row(name, f"{value:.3f}")
+    return table
+
+
+def replayed_table(step: Mapping[str, Any]) -> Table:
+    """A step as it was logged, and done again."""
+    table = Table(box=None, padding=(0, 2))
+    for header in ("step", "", "loss", "gradient norm", "relative difference"):
+        table.add_column(header, justify="right")
+    logged = f"{step['loss']:.9g}", f"{step['grad_norm']:.9g}"
+    table.add_row(str(step["step"]), "logged", *logged)
+    again = f"{step['loss_again']:.9g}", f"{step['grad_norm_again']:.9g}"
+    table.add_row("", "again", *again, f"{step['difference']:.1e}")
+    return table
+
+
+def _plain_table() -> Table:
+    return Table(box=None, padding=(0, 2, 0, 0))
 
 
 def _interval_header(metrics: Mapping[str, float]) -> str:
@@ -88,7 +188,7 @@ def _interval_header(metrics: Mapping[str, float]) -> str:
 def _difference(name: str, found: Mapping[str, Any] | None) -> list[str]:
     """Difference, interval, p-value; on how many prompts the first is better, and worse."""
     if found is None:
-        return []
+        return []  # rich leaves the rest of a row empty
     p_value = found["p_value"]
     ends = [_signed(name, found[end]).removesuffix(" %") for end in ("low", "high")]
     return [

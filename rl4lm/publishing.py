@@ -69,5 +69,5 @@ def _upload_run(config: ReinforceConfig, screen: Screen) -> str | None:
         again = f"rl4lm export {shlex.quote(str(run))} --out FOLDER --push_to_hub {name}"
         screen.warn(f"{error}\nthe run is whole, only the upload is missing: {again}")
         return None
-    screen.note(f"uploaded to {address}")
+    screen.result(f"uploaded to {address}")
     return address

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import types
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -57,6 +58,18 @@ class Option:
             words = f"{'some' if self.many else 'one'} of {', '.join(self.choices)}"
         bounds = " and ".join(_LIMITS[key].format(value) for key, value in self.limits.items())
         return f"{words} {bounds}".rstrip() + (", or none" if self.optional else "")
+
+    @property
+    def off(self) -> str | None:
+        """The value that turns it off, as one would type it; None where it cannot be."""
+        if self.kind is bool:
+            return "false"
+        if self.optional or "none" in self.choices:
+            return "none"
+        if self.many:
+            return None if "min_length" in self.limits else "empty"
+        numbers = re.findall(r"\b(\d+) = ", self.help)  # its own words: 0 = off, 1 = no discount
+        return numbers[-1] if numbers else None
 
     def read(self, value: Any) -> Any:
         """Turn what YAML and the command line can only write as text into what pydantic reads."""

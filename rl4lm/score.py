@@ -66,11 +66,11 @@ def score(argv: Sequence[str]) -> None:
     if namespace.json:
         print_json(summary)
     else:
-        Screen().scores(" + ".join(namespace.reward), scored, summary)
+        Screen(terse=namespace.quiet).scores(" + ".join(namespace.reward), scored, summary)
 
 
 def _parsed(argv: Sequence[str]) -> tuple[argparse.Namespace, ReinforceConfig]:
-    parser = _parser()
+    parser = score_parser()
     namespace = parser.parse_args(argv)
     for name in ("reward", "data"):
         if getattr(namespace, name) is None:
@@ -91,13 +91,13 @@ def _parsed(argv: Sequence[str]) -> tuple[argparse.Namespace, ReinforceConfig]:
     )
 
 
-def _parser() -> OptionParser:
+def score_parser() -> OptionParser:
+    """The options of ``rl4lm score``."""
     parser = OptionParser(
         prog="rl4lm score",
         description="Try rewards before training: on completions that a file holds or a model "
         "samples, twice and one by one; against labels; and on texts made to earn reward.",
-        usage="%(prog)s --reward NAME --data rows.jsonl [--out scored.jsonl] [--model NAME] "
-        "[--adversarial] [--json]",
+        usage="%(prog)s --reward NAME --data rows.jsonl [--option value ...]",
     )
     for name, settings in OWN.items():
         parser.add_argument(f"--{name}", **settings)

@@ -37,6 +37,7 @@ OWN: Mapping[str, Mapping[str, Any]] = {
     "samples": {"type": _count, "metavar": "N", "help": "the first N rows only [default all]"},
     "out": {"help": "where the rows go with `reward` and `detail` added"},
     "json": {"action": "store_true", "help": "print what was found as JSON"},
+    "quiet": {"action": "store_true", "help": "show what was found without the scored rows"},
     "threshold": {
         "type": float,
         "default": 0.5,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 
 import pytest
 from rich.console import Console
@@ -244,3 +245,142 @@ def test_the_noise_is_shown_as_it_was_last_measured(shown):
         screen.step(step, {**METRICS, **snr})
     found = [line.partition("snr ")[2].split(" ")[0] for line in shown().splitlines()]
     assert found == ["", "0.5", "0.5", "2"]
+
+
+class Terminal(io.StringIO):
+    """An output that says it is a terminal."""
+
+    def isatty(self):
+        return True
+
+
+def told(screen, steps=2):
+    """Let a screen show a short run."""
+    screen.warn("beware")
+    screen.start(0, steps)
+    for step in range(1, steps + 1):
+        screen.step(step, METRICS)
+    screen.stop()
+
+
+@pytest.fixture
+def terminal(monkeypatch):
+    """Make the standard output a terminal, with the environment of one."""
+
+    def make(**environment):
+        for name in ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "COLORTERM"):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in {"TERM": "xterm-256color", "COLUMNS": "100", **environment}.items():
+            monkeypatch.setenv(name, value)
+        output = Terminal()
+        monkeypatch.setattr(sys, "stdout", output)
+        return output
+
+    return make
+
+
+def test_a_terminal_gets_a_bar_and_colours_and_without_colours_the_bar_alone(terminal):
+    output = terminal()
+    told(Screen())
+    assert "\x1b[1;33mwarning:" in output.getvalue()
+    assert "━" in output.getvalue()
+    output = terminal(NO_COLOR="1")
+    told(Screen())
+    assert "━" in output.getvalue()
+    assert "33m" not in output.getvalue()
+    assert "warning:" in output.getvalue()
+
+
+def test_a_terminal_that_cannot_move_its_cursor_gets_lines(terminal):
+    output = terminal(TERM="dumb")
+    told(Screen())
+    assert "\x1b" not in output.getvalue()
+    assert "━" not in output.getvalue()
+    assert [line.split()[0] for line in output.getvalue().splitlines()] == [
+        "warning:",
+        "step",
+        "step",
+    ]
+
+
+def test_colours_that_are_forced_upon_a_file_bring_no_bar(monkeypatch, shown):
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    told(Screen())
+    first, *steps = shown().splitlines()
+    assert first == "\x1b[1;33mwarning:\x1b[0m beware"
+    assert [line.split()[1] for line in steps] == ["1/2", "2/2"]
+
+
+def test_a_terse_screen_keeps_warnings_and_results(shown):
+    screen = Screen(terse=True)
+    screen.note("loading")
+    told(screen)
+    screen.completions(1, [row("2")])
+    screen.evaluation("before training", EVALUATION)
+    assert shown() == "warning: beware\n"
+    screen.before_after(EVALUATION, {**EVALUATION, "accuracy": 0.75}, {}, "weights in here")
+    output = shown()
+    assert "75.0 %" in output
+    assert output.splitlines()[-1] == "weights in here"
+    screen.metrics("model on data", EVALUATION, "greedy")
+    assert "model on data" in shown()
+
+
+CHANGE = {"accuracy": {"p_value": 0.02, "difference": 0.625, "low": 0.25, "high": 0.875}}
+CHANGE["accuracy"] |= {"only_first": 6, "only_second": 1}
+INTERVALS = {"accuracy_low": 0.0, "accuracy_high": 0.5, "confidence": 0.95}
+
+
+@pytest.mark.parametrize(("width", "tables"), [(80, 2), (120, 1)])
+def test_a_comparison_too_wide_for_the_screen_is_stacked_and_no_cell_is_broken(
+    width, tables, shown
+):
+    screen = Screen()
+    screen._console = Console(width=width, force_terminal=True, color_system=None)
+    before, after = {**EVALUATION, **INTERVALS}, {**EVALUATION, **INTERVALS, "accuracy": 0.75}
+    screen.before_after(before, after, CHANGE, "footer")
+    lines = shown().splitlines()
+    assert max(map(len, lines)) <= width
+    assert sum("12.5 % (0.0 to 50.0)" in line for line in lines) == 1
+    assert sum("+25.0 to +87.5" in line for line in lines) == 1
+    rows = [line for line in lines if line.startswith("accuracy ")]
+    assert len(rows) == tables
+
+
+def test_lines_in_a_file_have_no_blanks_at_their_end(shown):
+    screen = Screen()
+    screen.completions(1, [row("2"), row("a long one")])
+    screen.before_after(EVALUATION, EVALUATION, CHANGE, "footer")
+    screen.metrics("title", EVALUATION, "greedy")
+    screen.samples([row("x", logprob=-2.0)])
+    lines = shown().splitlines()
+    assert len(lines) > 15
+    assert all(line == line.rstrip() for line in lines)
+
+
+def verified(verdict, passed):
+    """A report of `verify`."""
+    check = {"name": "a law", "value": 1e-15 if passed else 1.0, "limit": 1e-9, "passed": passed}
+    options = {"baseline": "none", "num_generations": 2, "use_peft": False, "temperature": 1.0}
+    options |= {"token_rewards": False, "gamma": 1.0, "beta": 0.0, "entropy_coef": 0.0}
+    options |= {"processes": 1, "num_iterations": 1, "epsilon": None}
+    report = {"objective": "E[r]", "options": options, "checks": [check], "variance": {"none": 1.0}}
+    return {**report, "verdict": verdict, "scale": 1}
+
+
+def test_a_terse_verification_is_its_verdict_and_the_checks_where_one_failed(shown):
+    screen = Screen(terse=True)
+    screen.verification(verified("exact", passed=True))
+    assert shown() == "exact: the expected gradient is the gradient of J\n"
+    screen.verified(verified("exact", passed=True))
+    assert shown() == ""
+    screen.verification(verified("failed", passed=False))
+    output = shown()
+    assert "a law" in output
+    assert "FAILED" in output
+    screen.verified(verified("failed", passed=False))
+    assert shown().startswith("failed")
+    Screen().verification(verified("exact", passed=True))
+    assert "a law" in shown()

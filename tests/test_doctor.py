@@ -535,6 +535,20 @@ def test_findings_are_printed_the_worst_first_each_line_whole(tmp_path, capsys):
     assert lines[place + 2].startswith("  try: ")
 
 
+def test_a_quiet_doctor_says_what_was_found_and_not_what_was_checked(tmp_path, capsys):
+    run = healthy_run()
+    constant(run)
+    found = diagnose(run.write(tmp_path))
+    show(*found)
+    whole = capsys.readouterr().out
+    show(*found, terse=True)
+    terse = capsys.readouterr().out
+    assert "checked: " in whole
+    assert whole.startswith(terse)
+    assert "error constant_reward" in terse
+    assert "checked" not in terse
+
+
 def test_on_a_terminal_a_long_remedy_is_wrapped_and_stays_indented(tmp_path):
     run = healthy_run()
     constant(run)

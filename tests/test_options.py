@@ -302,7 +302,7 @@ def test_the_help_states_the_range_and_the_default(capsys):
 def test_the_help_of_a_recipe_shows_the_recipes_defaults(capsys):
     text = " ".join(help_text(capsys, base={"max_steps": 77, "stop_token_ids": [5, 6]}).split())
     assert "default 77]" in text
-    assert "default 5 6]" in text
+    assert "default 5 6; empty = off]" in text
 
 
 def test_the_help_is_printed_in_a_moment_by_a_fresh_process():

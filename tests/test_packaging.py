@@ -6,6 +6,7 @@ import importlib.metadata
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -133,3 +134,21 @@ def test_this_environment_imports_our_own_rewards():
     assert importlib.metadata.version("rl4lm")
     owners = importlib.metadata.packages_distributions().get("rewards", ["rl4lm"])
     assert set(owners) == {"rl4lm"}
+
+
+def test_the_readme_names_every_extra_and_no_other():
+    text = (ROOT / "pyproject.toml").read_text()
+    section = text.split("[project.optional-dependencies]")[1].split("\n[")[0]
+    extras = set(re.findall(r"^(\w+) = \[", section, re.MULTILINE))
+    table = (ROOT / "README.md").read_text().split("| extra |")[1].split("\n\n")[0]
+    first_cells = " ".join(row.split("|")[1] for row in table.splitlines()[1:])
+    named = set(re.findall(r"`(\w+)`", first_cells))
+    assert extras == named
+
+
+def test_version_and_licence_are_the_same_wherever_they_stand():
+    cited = (ROOT / "CITATION.cff").read_text()
+    declared = (ROOT / "pyproject.toml").read_text()
+    for field in ("version", "license"):
+        (first,) = re.findall(rf'^{field} = "(.+)"', declared, re.MULTILINE)
+        assert re.findall(rf"^{field}: (.+)", cited, re.MULTILINE) == [first]

@@ -122,6 +122,15 @@ def test_what_is_shown_fits_eighty_columns(score):
     assert max(map(len, text.splitlines())) <= 80
 
 
+def test_a_quiet_score_leaves_the_rows_out_and_tells_what_they_come_to(score):
+    rows = [{"completion": "a mark of its own 2"}]
+    words = ["--reward", "mine.py:contains"]
+    assert "a mark of its own" in score(*words, rows=rows, as_json=False)
+    text = score(*words, "--quiet", rows=rows, as_json=False)
+    assert "a mark of its own" not in text
+    assert "mine.py:contains: 1 rows, mean reward 1.000" in text
+
+
 def test_completions_are_sampled_first_where_a_model_is_named(score, folder):
     words = ["--reward", EXACT, "--data", "builtin:arithmetic", "--split", "test", "--samples", 4]
     words += ["--model", "builtin:tiny-arithmetic", "--num_generations", 3]

@@ -254,8 +254,8 @@ def test_mistakes_of_the_command_line_are_answered_without_importing_torch(folde
 
 
 def test_help_answers_at_once_without_importing_torch(folder):
-    codes, heavy, done = answer(["", "help", "--help", "--version"], folder)
-    assert (codes, heavy) == ([0] * 4, [])
+    codes, heavy, done = answer(["", "help", "--help", "--version", "completion bash"], folder)
+    assert (codes, heavy) == ([0] * 5, [])
     assert "rl4lm train --output_dir runs/first" in done.stdout
     seconds = {}
     for words in ("--help", "train --help", "train --max_stepz 3"):
