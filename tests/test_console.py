@@ -155,7 +155,7 @@ def test_what_is_known_of_a_difference_stands_beside_it(shown):
         "accuracy 12.5 % (10.0 to 20.0) 75.0 % (10.0 to 20.0) +62.5 % +50.0 to +70.0 < 0.001 5 0"
     )
     assert first == cells.split()
-    assert ["sum", "50.0", "%", "50.0", "%"] in rest
+    assert ["accuracy,", "sum", "50.0", "%", "50.0", "%"] in rest
 
 
 def test_groups_and_data_sets_have_their_places_in_the_tables(shown):

@@ -602,13 +602,13 @@ def test_a_quarter_of_the_matrix_is_exact_with_fewer_batches(monkeypatch):
     monkeypatch.setattr("rl4lm.verify.DRAWS", 200)
     verdicts = []
     for place, (config, token_rewards) in enumerate(every_case(ReinforceConfig())):
-        if config.use_peft == (config.temperature == 0.7) and place % 2:
+        if config.use_peft == (config.temperature == 0.7) and place % 2 == 0:
             config = replace(config, fast_path=len(verdicts) % 3 > 0)
             found = verify(config, token_rewards, variances=False)
             verdicts.append((found.verdict, bool(found.why)))
-    assert len(verdicts) == 30
+    assert len(verdicts) == 31
     assert set(verdicts) == {("exact", False), ("another objective", True)}
-    assert verdicts.count(("another objective", True)) == OTHERS
+    assert verdicts.count(("another objective", True)) == 5
 
 
 @pytest.mark.slow
