@@ -39,7 +39,8 @@ def problem_of_verb(words, capsys):
     unknown = [each for each in given if each.rstrip("]") not in known]
     if unknown:
         return f"{verb} does not take {unknown}"
-    if verb == "train" and not any(LEFT_OUT.search(word) for word in rest):
+    whole = "--help" not in rest and not any(LEFT_OUT.search(word) for word in rest)
+    if verb == "train" and whole:
         parse_options(rest, prog="rl4lm train", description="", base_for=settings_for)
     return None
 
