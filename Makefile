@@ -23,7 +23,7 @@ train: setup
 	$(BIN)/rl4lm train --output_dir $(OUT) --overwrite_output_dir $(ARGS)
 
 test: setup
-	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 slow: setup
 	$(BIN)/python -m pytest -q -m slow $(ARGS)

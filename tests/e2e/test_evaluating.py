@@ -90,6 +90,7 @@ def test_a_model_does_not_differ_from_itself(evaluated):
         assert (pair["difference"], pair["p_value"]) == (0.0, 1.0)
 
 
+@pytest.mark.slow
 def test_groups_metrics_and_further_data_sets_are_in_the_table(folder, capsys):
     words = ["--by", "n", "family", "--metric", f"{folder / 'metric.py'}:even"]
     words += ["--eval_dataset_name", str(folder / "sums.jsonl"), "--pass_at_k", "1", "2"]

@@ -89,6 +89,7 @@ needs_mount = pytest.mark.skipif(
 
 @needs_mount
 @pytest.mark.timeout(240)
+@pytest.mark.slow
 def test_a_checkpoint_that_does_not_fit_ends_no_run_and_costs_no_earlier_one(tmp_path):
     code, said, found = run_on_a_disk(tmp_path, size=24, steps=4)
     assert code == 0, said

@@ -165,6 +165,7 @@ def test_equal_rewards_against_each_other_leave_the_bandit_at_one_half():
 
 
 @pytest.mark.timeout(120)
+@pytest.mark.slow
 def test_rewards_that_do_not_depend_on_the_arm_teach_nothing():
     bandit = recipe("bandit")
 

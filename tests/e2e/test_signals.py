@@ -108,6 +108,7 @@ sys.exit(run(main))
 
 
 @pytest.mark.timeout(120)
+@pytest.mark.slow
 def test_nor_is_it_the_failure_of_a_function_in_the_runs_own_process(tmp_path):
     (tmp_path / "mine.py").write_text(IN_PROCESS)
     done = subprocess.run(

@@ -223,6 +223,7 @@ def test_the_arithmetic_recipe_runs_on_two_processes(tmp_path):
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.slow
 def test_prompts_that_cannot_be_dealt_evenly_are_refused_before_anything_is_written(tmp_path):
     words = [*LAUNCH, RECIPES / "arithmetic.py", "--prompts_per_step", "7"]
     done = start([*words, "--output_dir", tmp_path / "run"], tmp_path)
