@@ -108,7 +108,7 @@ def describe(memory: Memory, there: int | None, processes: int) -> str:
     )
     each = " in each process" if processes > 1 else ""
     room = "" if there is None else f"; {size(there)} are free"
-    return f"memory at most about {size(memory.peak)}{each}: {parts}{room}"
+    return f"memory about {size(memory.peak)}{each}: {parts}{room}"
 
 
 def advice(memory: Memory, sizes: Sizes, there: int | None, processes: int) -> str | None:

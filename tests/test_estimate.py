@@ -103,7 +103,7 @@ def test_the_advice_names_what_is_too_large(options, there, words):
 
 def test_the_line_says_what_is_held_and_what_is_free():
     said = describe(estimate(SIZES), 2 * 10**9, 1)
-    assert said.startswith("memory at most about 1.2 GB: 1.0 GB held now, 120 MB gradient and")
+    assert said.startswith("memory about 1.2 GB: 1.0 GB held now, 120 MB gradient and")
     assert said.endswith("; 2.0 GB are free")
     assert "in each process" in describe(estimate(SIZES), None, 2)
 

@@ -106,7 +106,7 @@ def test_a_completion_that_breaks_the_grader_scores_the_least_and_the_run_goes_o
 @pytest.mark.parametrize(
     ("reward", "code", "words"),
     [
-        ("raises", 1, "ZeroDivisionError"),
+        pytest.param("raises", 1, "ZeroDivisionError", marks=pytest.mark.slow),
         pytest.param("lies", 2, "full marks", marks=pytest.mark.slow),
     ],
 )

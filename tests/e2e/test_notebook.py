@@ -36,6 +36,7 @@ def run_cells(cells, folder):
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.slow
 def test_a_notebook_shows_a_run_in_lines(tmp_path):
     ((said, value, outputs),) = run_cells(CELLS[:1], tmp_path)
     assert value == "(2, 32)"

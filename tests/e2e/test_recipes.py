@@ -101,7 +101,10 @@ def game(seed, group, baseline, episodes=300):
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize(("group", "baseline"), [(1, "none"), (4, "prompt_leave_one_out")])
+@pytest.mark.parametrize(
+    ("group", "baseline"),
+    [pytest.param(1, "none", marks=pytest.mark.slow), (4, "prompt_leave_one_out")],
+)
 def test_the_better_arm_is_found_over_seeds(group, baseline):
     games = [game(seed, group, baseline) for seed in range(3)]
     assert all(points[0] == 0.5 for points in games)

@@ -409,7 +409,7 @@ def test_a_second_signal_stops_at_once(tmp_path):
     )
     assert process.stdout is not None
     for line in process.stdout:
-        if "memory at most" in line:
+        if "memory about" in line:
             break
     time.sleep(1.5)  # in the first step now, which the reward holds up
     process.send_signal(signal.SIGTERM)

@@ -205,6 +205,7 @@ def test_two_processes_choose_prompts_and_draw_further_ones_as_one_does(one, two
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.slow
 def test_the_arithmetic_recipe_runs_on_two_processes(tmp_path):
     options = ["--max_steps", "5", "--prompts_per_step", "4", "--num_generations", "8"]
     options += ["--eval_samples", "30"]

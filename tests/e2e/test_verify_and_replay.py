@@ -272,8 +272,16 @@ OPTIONS = {
     },
 }
 
+LONGER = ("features", "history")
 
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param(options, id=name, marks=[pytest.mark.slow] if name in LONGER else [])
+        for name, options in OPTIONS.items()
+    ],
+)
 def test_a_step_is_replayed_with(options, tmp_path):
     config = ReinforceConfig(
         output_dir=str(tmp_path / "run"),

@@ -9,7 +9,6 @@ import world_sizes
 SOME = [
     "float64: full, prompt_leave_one_out",
     "float64: special, all skipped on some",
-    "float64: special, all end at once on some",
     "float64: special, as TRL has it",
     "float32: adapters, linear_value",
 ]

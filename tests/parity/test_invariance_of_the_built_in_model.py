@@ -67,7 +67,7 @@ def close(tiny, subject, actual):
     return max(tiny.gap(actual, subject[-1])) < LIMITS[subject[0]]
 
 
-@pytest.mark.parametrize("budget", [1, 37, 200])
+@pytest.mark.parametrize("budget", [1, pytest.param(37, marks=pytest.mark.slow), 200])
 def test_the_budget_of_a_micro_batch_changes_nothing(budget, subject, tiny):
     dtype, use_peft, rollout, advantages, _ = subject
     assert close(
