@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from rich.console import JustifyMethod
 from rich.markup import escape
 from rich.table import Table
 
@@ -26,8 +27,8 @@ def completions_table(rows: Iterable[Mapping[str, Any]], room: int) -> Table:
     """Completions of a step with reward and advantage; ``room``: columns for a text."""
     table = Table(box=None, padding=(0, 2))
     for header in ("prompt", "completion", "reward", "advantage"):
-        justify = "left" if header == "completion" else "right"
-        table.add_column(header, justify=justify, overflow="ellipsis", no_wrap=True)  # type: ignore[arg-type]
+        justify: JustifyMethod = "left" if header == "completion" else "right"
+        table.add_column(header, justify=justify, overflow="ellipsis", no_wrap=True)
     for row in rows:
         cut = " (cut off)" if row["truncated"] else ""
         table.add_row(
@@ -43,8 +44,8 @@ def samples_table(rows: Iterable[Mapping[str, Any]]) -> Table:
     """Completions with their log-probability."""
     table = Table(box=None, padding=(0, 2))
     for header in ("prompt", "completion", "log π"):
-        justify = "right" if header == "log π" else "left"
-        table.add_column(header, justify=justify, overflow="fold")  # type: ignore[arg-type]
+        justify: JustifyMethod = "right" if header == "log π" else "left"
+        table.add_column(header, justify=justify, overflow="fold")
     for row in rows:
         cut = " (cut off)" if row["truncated"] else ""
         text = one_line(row["completion"], 200) + cut

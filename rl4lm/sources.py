@@ -81,7 +81,7 @@ def _open(name: str, files: DataFiles | None, access: Access) -> Mapping[str, An
         return datasets.load_dataset(str(folder), access.configuration, **options)
     try:
         return datasets.load_dataset(name, access.configuration, **options)
-    except Exception:
+    except Exception:  # of many kinds; raised again unless the hub's own cache has the data
         copy = _copy_in_hub_cache(name)
         if copy is None:
             raise
