@@ -22,8 +22,8 @@ from measuring import Clock, machine
 from rewards.arithmetic import exact_answer
 from rl4lm import ReinforceConfig, ReinforceTrainer
 from rl4lm.builtin import dataset_rows, model_path, model_settings
-from rl4lm.console import Screen
-from rl4lm.data import stream_indices
+from rl4lm.data.examples import stream_indices
+from rl4lm.screen.console import Screen
 
 MODEL = "builtin:tiny-arithmetic"
 TARGETS = (0.90, 0.95)

@@ -26,12 +26,12 @@ import torch
 
 from rewards.arithmetic import exact_answer
 from rl4lm import ReinforceConfig, ReinforceTrainer
-from rl4lm.baselines import BASELINES, SCALES
 from rl4lm.builtin import model_settings
-from rl4lm.commands import quiet_libraries
-from rl4lm.console import Screen
+from rl4lm.commandline.commands import quiet_libraries
+from rl4lm.estimator.baselines import BASELINES, SCALES
 from rl4lm.metrics import Stopwatch
 from rl4lm.scoring import RewardContext
+from rl4lm.screen.console import Screen
 
 CONTROL = "shuffled rewards"
 MODEL = "builtin:tiny-arithmetic"

@@ -10,7 +10,7 @@ import torch
 from shapes import LORA_RANK, Shape
 from torch import Tensor
 
-from rl4lm.dealing import deal
+from rl4lm.processes.dealing import deal
 
 MASTER, HALF = 4, 2  # bytes of a float32 and of a bfloat16 number
 

@@ -181,7 +181,7 @@ def _ours(job: Job, turns: Turns) -> None:
 def our_trainer(job: Job) -> ReinforceTrainer:
     """This package's trainer on the work that all programs do."""
     from rl4lm import ReinforceConfig, ReinforceTrainer
-    from rl4lm.console import Screen
+    from rl4lm.screen.console import Screen
 
     model, tokenizer, prompts, shape = material(job)
     budget = job.tokens_per_micro_batch

@@ -27,7 +27,7 @@ from flops import decode_bytes
 from measuring import RESULTS
 from shapes import SHAPES, Shape, as_text, prompt_ids
 
-from rl4lm.dealing import deal
+from rl4lm.processes.dealing import deal
 
 SEVEN = Shape("7B", 3584, 28, 28, 4, 18_944, 152_064, 2048, tied=False, architecture="qwen2")
 MODELS = {"0.5B": SHAPES["G"], "1.5B": SHAPES["L"], "7B": SEVEN}

@@ -4,14 +4,15 @@ With N weights, of which A are trained, 4 bytes a number of the master weights:
 
     sampling    per token: the larger of reading (weights once, the keys' whole room of all rows)
                 and computing (2 N per row), and what the host takes; over as many tokens as the
-                longest completion, rows leaving by halves as `rl4lm.sampling` lets them leave
+                longest completion, rows leaving by halves as `rl4lm.sampling.loop` lets them leave
     gradient    the operations of `flops.py` at a share of the peak rate
     telling     replicated: one sum, 2 (W-1)/W · 4 A bytes over the slowest link
                 sharded: weights gathered once a rollout, (W-1)/W · 4 N bytes, and for every
                 micro-batch gathered twice and the gradient scattered once; of the latter only what
                 is longer than the computation counts, which is what prefetching reaches at best
-    waiting     lengths are drawn at random, prompts dealt by `rl4lm.dealing.deal` on their means of
-                an earlier draw; the mean over the processes of what the slowest takes longer
+    waiting     lengths are drawn at random, prompts dealt by `rl4lm.processes.dealing.deal` on
+                their means of an earlier draw; the mean over the processes of what the slowest
+                takes longer
     update      36 bytes of every trained weight that a process holds: weight, gradient and both
                 moments of AdamW read, three of them written; the gradient zeroed and its norm read
 

@@ -23,13 +23,13 @@ from torch import Tensor
 
 from rl4lm import ReinforceConfig, ReinforceTrainer
 from rl4lm.builtin import model_settings
-from rl4lm.commands import quiet_libraries
-from rl4lm.console import Screen
-from rl4lm.drawing import InverseCdf
-from rl4lm.logprobs import log_softmax
-from rl4lm.preparing import inference_mode_of
+from rl4lm.commandline.commands import quiet_libraries
+from rl4lm.estimator.logprobs import log_softmax
+from rl4lm.model.preparing import inference_mode_of
 from rl4lm.randomness import Stream
-from rl4lm.sampling import EndRule, generate
+from rl4lm.sampling.drawing import InverseCdf
+from rl4lm.sampling.loop import EndRule, generate
+from rl4lm.screen.console import Screen
 
 MODEL = "builtin:tiny-arithmetic"
 PROCESSES = (2, 4, 16)

@@ -36,7 +36,7 @@ from accuracy_runs import EVERY, TARGETS, Job, our_settings, reached, run
 from measuring import machine, machine_line, write_results
 
 from rl4lm import ReinforceConfig
-from rl4lm.commands import quiet_libraries
+from rl4lm.commandline.commands import quiet_libraries
 
 NAMES = {"ours": "rl4lm", "grpo": "TRL GRPOTrainer", "rloo": "TRL RLOOTrainer"}
 QUANTITIES = {

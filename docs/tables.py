@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from rl4lm.config import OPTIONS
-from rl4lm.refusals import NOT_OFFERED
-from rl4lm.schema import Option
+from rl4lm.settings.refusals import NOT_OFFERED
+from rl4lm.settings.schema import Option
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("rl4lm", "rewards")

@@ -29,10 +29,10 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from rl4lm import ReinforceConfig, ReinforceTrainer, Rollout
 from rl4lm.cli import run
-from rl4lm.console import Screen
 from rl4lm.errors import ConfigError
 from rl4lm.options import OptionParser
 from rl4lm.scoring import RewardContext
+from rl4lm.screen.console import Screen
 from rl4lm.types import StepStats, TrainState
 
 L, R = 0, 1  # token ids

@@ -20,7 +20,7 @@ import sys
 
 import rl4lm
 from rl4lm.cli import run
-from rl4lm.commands import quiet_libraries, settings_for
+from rl4lm.commandline.commands import quiet_libraries, settings_for
 from rl4lm.options import parse_options
 
 DEFAULTS = {

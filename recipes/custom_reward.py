@@ -18,7 +18,7 @@ import rl4lm
 from rewards import Graded, per_sample
 from rewards.arithmetic import read_number
 from rl4lm.cli import run
-from rl4lm.commands import quiet_libraries, settings_for
+from rl4lm.commandline.commands import quiet_libraries, settings_for
 from rl4lm.options import parse_options
 
 DATA = Path(__file__).parent / "data" / "sums"

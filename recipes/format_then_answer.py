@@ -23,7 +23,7 @@ from pathlib import Path
 import rl4lm
 from rewards import Graded, per_sample
 from rl4lm.cli import run
-from rl4lm.commands import quiet_libraries, settings_for
+from rl4lm.commandline.commands import quiet_libraries, settings_for
 from rl4lm.options import parse_options
 
 FORM = re.compile("[0-9]{3}|[1-9][0-9]{3}")  # a sum above 999 needs a fourth digit

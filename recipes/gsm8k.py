@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rl4lm.cli import run
-from rl4lm.commands import run_training, settings_for
+from rl4lm.commandline.commands import run_training, settings_for
 from rl4lm.options import parse_options
 
 HUB = "openai/gsm8k"

@@ -22,7 +22,7 @@ from typing import Any
 import rl4lm
 from rewards.programs import unit_tests
 from rl4lm.cli import run
-from rl4lm.commands import quiet_libraries, settings_for
+from rl4lm.commandline.commands import quiet_libraries, settings_for
 from rl4lm.options import parse_options
 
 SCRIPT = json.dumps({"kind": "stdio", "compare": "tokens", "tests": [{"stdin": "", "stdout": ""}]})

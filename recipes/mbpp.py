@@ -23,11 +23,11 @@ from typing import Any
 
 import rl4lm
 from rl4lm.cli import run
-from rl4lm.commands import quiet_libraries, settings_for
+from rl4lm.commandline.commands import quiet_libraries, settings_for
 from rl4lm.config import ReinforceConfig
+from rl4lm.data.sources import Access, load_rows
 from rl4lm.errors import MissingSplitError
 from rl4lm.options import parse_options
-from rl4lm.sources import Access, load_rows
 
 HUB = "google-research-datasets/mbpp"
 DEFAULTS = {

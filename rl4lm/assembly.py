@@ -12,27 +12,27 @@ from typing import Any
 
 from torch import nn
 
-from rl4lm import loading
-from rl4lm.adapting import check_continued, with_adapter
 from rl4lm.config import ReinforceConfig
-from rl4lm.data import PromptData
-from rl4lm.evaluate import Exam
-from rl4lm.exams import accuracy_of, assemble_exams
-from rl4lm.fitting import check_prompts, check_vocabulary, leave_out_long, leave_out_unfit
-from rl4lm.opening import open_parts
-from rl4lm.policy import Policy
-from rl4lm.preparing import make_policy
-from rl4lm.probe import probe
-from rl4lm.quantized import asked_bits, check_quantisation
-from rl4lm.reward_lookup import NamedReward, Reward, check_columns, resolve_rewards
-from rl4lm.sampler import Sampler
-from rl4lm.sampling import EndRule
+from rl4lm.data.examples import PromptData
+from rl4lm.data.fitting import check_prompts, check_vocabulary, leave_out_long, leave_out_unfit
+from rl4lm.data.splits import training_splits
+from rl4lm.evaluation.evaluate import Exam
+from rl4lm.evaluation.exams import accuracy_of, assemble_exams
+from rl4lm.model import loading
+from rl4lm.model.adapting import check_continued, with_adapter
+from rl4lm.model.policy import Policy
+from rl4lm.model.preparing import make_policy
+from rl4lm.model.quantized import asked_bits, check_quantisation
+from rl4lm.preflight.opening import open_parts
+from rl4lm.preflight.probe import probe
+from rl4lm.processes.sharding import shard
+from rl4lm.processes.world import World
+from rl4lm.rewarding.lookup import NamedReward, Reward, check_columns, resolve_rewards
+from rl4lm.sampling.loop import EndRule
+from rl4lm.sampling.sampler import Sampler
+from rl4lm.sampling.served import ServedModel, make_sampler, read_served
 from rl4lm.scoring import Scorer
-from rl4lm.served import ServedModel, make_sampler, read_served
-from rl4lm.sharding import shard
-from rl4lm.splits import training_splits
 from rl4lm.text import TextCodec
-from rl4lm.world import World
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """From the weights of tokens to gradients: local backward passes, then one sum over the processes.
 
-The weights are what a loss gives every token (`rl4lm.losses.token_weights`), divided by the
-completions of the whole step already. Here they meet the parameters, and nowhere else.
+The weights are what a loss gives every token (`rl4lm.estimator.losses.token_weights`), divided by
+the completions of the whole step already. Here they meet the parameters, and nowhere else.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from torch import Tensor
 
 from rl4lm.diagnostics import half_noise, halves, measured_tensors
 from rl4lm.errors import TrainingError
-from rl4lm.losses import TokenWeights
-from rl4lm.policy import Policy
-from rl4lm.sharding import whole
+from rl4lm.estimator.losses import TokenWeights
+from rl4lm.model.policy import Policy
+from rl4lm.processes.sharding import whole
+from rl4lm.processes.world import World
 from rl4lm.types import Experience, Rollout
-from rl4lm.world import World
 
 T = TypeVar("T")
 

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from types import FrameType
 
-from rl4lm import peers
+from rl4lm.commandline.verbs import VERBS, overview, welcome
 from rl4lm.errors import (
     ConfigError,
     DataError,
@@ -32,9 +32,9 @@ from rl4lm.errors import (
     did_you_mean,
     first_line,
 )
-from rl4lm.neighbours import missing_ranks
-from rl4lm.signs import FAILED, FOLLOWS, STOPPED
-from rl4lm.verbs import VERBS, overview, welcome
+from rl4lm.processes import peers
+from rl4lm.processes.neighbours import missing_ranks
+from rl4lm.processes.signs import FAILED, FOLLOWS, STOPPED
 
 _BAD_INPUT = (ConfigError, DataError, ModelError, OutputError, RewardError)
 # What every process meets alike before anything runs; one of them speaks. The others may come up

@@ -2,9 +2,9 @@
 
 Names follow TRL where the meaning is TRL's. The same conversion serves YAML, the command line and
 Python: values arrive plain or as text, and whatever cannot be meant is a `ConfigError`. To add an
-option: a field in `rl4lm.fields` (help text: meaning, unit, off value; range and default are
-written by the machine), its conflicts with others in `_conflicts`, a test, and a line in the change
-log.
+option: a field in `rl4lm.settings.fields` (help text: meaning, unit, off value; range and default
+are written by the machine), its conflicts with others in `_conflicts`, a test, and a line in the
+change log.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from pydantic import ValidationError, field_validator
 from pydantic.dataclasses import dataclass
 from pydantic_core import ErrorDetails
 
-from rl4lm.address import unusable_address, without_password
-from rl4lm.data_rules import data_conflicts
 from rl4lm.errors import ConfigError, did_you_mean
-from rl4lm.fields.data import DataFields
-from rl4lm.fields.estimator import EstimatorFields
-from rl4lm.fields.model import ModelFields
-from rl4lm.fields.optimizer import OptimizerFields
-from rl4lm.fields.rewards import RewardFields
-from rl4lm.fields.run import RunFields
-from rl4lm.fields.sampling import SamplingFields
-from rl4lm.notation import as_pairs, read_settings
-from rl4lm.refusals import asks_for_nothing, refused_value, unknown_option
-from rl4lm.schema import RULES, Option, describe
+from rl4lm.settings.address import unusable_address, without_password
+from rl4lm.settings.data_rules import data_conflicts
+from rl4lm.settings.fields.data import DataFields
+from rl4lm.settings.fields.estimator import EstimatorFields
+from rl4lm.settings.fields.model import ModelFields
+from rl4lm.settings.fields.optimizer import OptimizerFields
+from rl4lm.settings.fields.rewards import RewardFields
+from rl4lm.settings.fields.run import RunFields
+from rl4lm.settings.fields.sampling import SamplingFields
+from rl4lm.settings.notation import as_pairs, read_settings
+from rl4lm.settings.refusals import asks_for_nothing, refused_value, unknown_option
+from rl4lm.settings.schema import RULES, Option, describe
 
 ConfigClass = TypeVar("ConfigClass")
 

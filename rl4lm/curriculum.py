@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from rl4lm.config import OPTIONS, ReinforceConfig
-from rl4lm.data import PromptData, stream_indices
+from rl4lm.data.examples import PromptData, stream_indices
 from rl4lm.errors import ConfigError
 
 HALF_LIFE = 30.0  # samplings after which an estimate counts half

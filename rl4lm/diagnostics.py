@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rl4lm.kl import k1, k3
-from rl4lm.losses import clipped_shares, importance_ratio
+from rl4lm.estimator.kl import k1, k3
+from rl4lm.estimator.losses import clipped_shares, importance_ratio
 from rl4lm.rules.update import EXPECTED_GAPS
 from rl4lm.types import Experience, Rollout
 

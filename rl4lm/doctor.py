@@ -16,7 +16,7 @@ from rich.padding import Padding
 
 from rl4lm.rules.diagnosis import Diagnosis, examine
 from rl4lm.rules.findings import Finding, RunLog, Severity
-from rl4lm.runlog import read_run
+from rl4lm.rundir.runlog import read_run
 
 _STYLES = {Severity.ERROR: "bold red", Severity.WARNING: "bold yellow", Severity.NOTE: "bold"}
 

@@ -14,10 +14,10 @@ from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, NamedTuple
 
-from rl4lm.background import Background
 from rl4lm.errors import RewardError, RewardFailedError
-from rl4lm.reward_calls import Answer, Batch, RewardContext, merged
-from rl4lm.reward_performing import is_async
+from rl4lm.processes.background import Background
+from rl4lm.rewarding.calls import Answer, Batch, RewardContext, merged
+from rl4lm.rewarding.performing import is_async
 from rl4lm.scoring import Scorer
 from rl4lm.types import Completion, Example, Scores
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from rl4lm.config import ReinforceConfig
-from rl4lm.kl import k1
-from rl4lm.policy import Policy
-from rl4lm.reference import Reference
-from rl4lm.returns import after_each_token, at_last_token, returns_to_go
+from rl4lm.estimator.kl import k1
+from rl4lm.estimator.returns import after_each_token, at_last_token, returns_to_go
+from rl4lm.model.policy import Policy
+from rl4lm.model.reference import Reference
 from rl4lm.types import Rollout, Scores
 
 

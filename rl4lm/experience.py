@@ -13,28 +13,28 @@ import torch
 from torch import Tensor
 
 from rl4lm.assembly import Task
-from rl4lm.baselines import BASELINES, NEEDS_FEATURES, BaselineInputs, State
 from rl4lm.config import ReinforceConfig
 from rl4lm.curriculum import make_course
-from rl4lm.dealing import Deal, Lengths, deal
 from rl4lm.early import EarlyScores
 from rl4lm.earnings import Earnings
 from rl4lm.errors import ModelError, RewardError, RewardFailedError
+from rl4lm.estimator.baselines import BASELINES, NEEDS_FEATURES, BaselineInputs, State
+from rl4lm.estimator.shaping import shaped_advantages
 from rl4lm.groups import Groups
 from rl4lm.metrics import Stopwatch, pack, unscored_rows
+from rl4lm.model.policy import Policy
+from rl4lm.model.preparing import inference_mode_of
+from rl4lm.model.reference import Reference
 from rl4lm.objective import shaping_of
-from rl4lm.policy import Policy
-from rl4lm.preparing import inference_mode_of
+from rl4lm.processes.dealing import Deal, Lengths, deal
+from rl4lm.processes.world import World
 from rl4lm.randomness import Stream
-from rl4lm.reference import Reference
 from rl4lm.rounds import Live, all_live, draw_rounds, drawing, earned_by, have_advantage, kept_keys
-from rl4lm.sampler import Chance, Draw, Sampler
-from rl4lm.sampling import EndRule, Finished
+from rl4lm.sampling.loop import EndRule, Finished
+from rl4lm.sampling.sampler import Chance, Draw, Sampler
+from rl4lm.sampling.served import make_sampler
 from rl4lm.scoring import RewardContext, Scorer
-from rl4lm.served import make_sampler
-from rl4lm.shaping import shaped_advantages
 from rl4lm.types import Drawing, Example, Experience, Rollout, Scores
-from rl4lm.world import World
 
 
 class Gatherer:

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from rl4lm.returns import at_last_token
+from rl4lm.estimator.returns import at_last_token
+from rl4lm.rewarding.unanswered import is_count
 from rl4lm.types import Example, Rollout, Scores
-from rl4lm.unanswered import is_count
 
 
 @dataclass(frozen=True)

@@ -10,24 +10,24 @@ import torch
 
 from rl4lm.assembly import Task
 from rl4lm.config import OPTIONS, ReinforceConfig
-from rl4lm.console import Screen
+from rl4lm.costs.estimate import pace
+from rl4lm.costs.forecast import forecast
 from rl4lm.diagnostics import gap_is_suspicious
 from rl4lm.errors import OutputError
-from rl4lm.estimate import pace
-from rl4lm.evaluate import Evaluated
+from rl4lm.evaluation.evaluate import Evaluated
 from rl4lm.experience import Gatherer
-from rl4lm.forecast import forecast
 from rl4lm.metrics import step_seconds
-from rl4lm.policy import Policy
-from rl4lm.preparing import describe
-from rl4lm.provenance import layout
+from rl4lm.model.policy import Policy
+from rl4lm.model.preparing import describe
+from rl4lm.processes.world import World
 from rl4lm.report.write import AT_THE_END, write_report
-from rl4lm.resume import Start
 from rl4lm.rules.diagnosis import Watch
+from rl4lm.rundir.provenance import layout
+from rl4lm.rundir.resume import Start
+from rl4lm.rundir.tracking import REPORT, RunDirectory, prepare_run_directory, reopen_run_directory
+from rl4lm.screen.console import Screen
 from rl4lm.trackers import Trackers
-from rl4lm.tracking import REPORT, RunDirectory, prepare_run_directory, reopen_run_directory
 from rl4lm.types import StepStats
-from rl4lm.world import World
 
 # Findings about a single step, which the screen speaks of as soon as it has happened.
 _SAID_AT_ONCE = frozenset({"sampler_gap", "skipped_updates", "gradient_not_finite"})

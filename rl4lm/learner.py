@@ -15,10 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rl4lm.activity import doing
 from rl4lm.assembly import Task
 from rl4lm.backward import Backward
-from rl4lm.baselines import SCALES
 from rl4lm.config import ReinforceConfig
 from rl4lm.diagnostics import (
     Tally,
@@ -34,21 +32,28 @@ from rl4lm.diagnostics import (
     tally_other_policy,
     tally_ratios,
 )
+from rl4lm.estimator.baselines import SCALES
+from rl4lm.estimator.losses import TokenWeights, reinforce_loss, token_weights
+from rl4lm.estimator.shaping import shaped_advantages
 from rl4lm.experience import Gatherer
-from rl4lm.losses import TokenWeights, reinforce_loss, token_weights
 from rl4lm.metrics import Stopwatch, completion_rows, rollout_metrics
+from rl4lm.model.policy import Policy
+from rl4lm.model.reference import make_reference
 from rl4lm.objective import direct_terms, loss_terms, total
 from rl4lm.optim import make_optimizer, make_scheduler, scale_to_norm
-from rl4lm.policy import Policy
-from rl4lm.rank_state import experience_from, experience_state, random_states, set_random_states
-from rl4lm.reference import make_reference
-from rl4lm.sampling import EndRule
+from rl4lm.processes.activity import doing
+from rl4lm.processes.sharding import dealt_like, whole_on_main
+from rl4lm.processes.world import World
+from rl4lm.rewarding.unanswered import is_count
+from rl4lm.rundir.rank_state import (
+    experience_from,
+    experience_state,
+    random_states,
+    set_random_states,
+)
+from rl4lm.sampling.loop import EndRule
 from rl4lm.scoring import RewardContext
-from rl4lm.shaping import shaped_advantages
-from rl4lm.sharding import dealt_like, whole_on_main
 from rl4lm.types import Experience, Rollout, StepStats, TrainState
-from rl4lm.unanswered import is_count
-from rl4lm.world import World
 
 NON_FINITE_LIMIT = 3  # steps in a row without a finite gradient after which a run stops
 

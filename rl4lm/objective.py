@@ -1,7 +1,7 @@
 """The loss of a step as a sum of terms, each a function of log-probs and entropies.
 
-Which terms there are is decided once, from the options. Each is a pure function of `rl4lm.losses`
-with the constants of the experience filled in.
+Which terms there are is decided once, from the options. Each is a pure function of
+`rl4lm.estimator.losses` with the constants of the experience filled in.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 
 from rl4lm.config import ReinforceConfig
-from rl4lm.losses import (
+from rl4lm.estimator.losses import (
     clipped_loss,
     entropy_loss,
     grpo_k3_loss,
     kl_squared_loss,
     reinforce_loss,
 )
-from rl4lm.shaping import SPREADS, WEIGHTINGS, Shaping
+from rl4lm.estimator.shaping import SPREADS, WEIGHTINGS, Shaping
 from rl4lm.types import Experience
 
 # (experience, log-probs [B, T], entropies [B, T]) -> scalar

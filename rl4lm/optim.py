@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from rl4lm.config import ReinforceConfig
 from rl4lm.eightbit import adamw_8bit
-from rl4lm.sharding import whole
+from rl4lm.processes.sharding import whole
 
 
 def make_optimizer(

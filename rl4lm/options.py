@@ -21,8 +21,8 @@ import yaml
 
 from rl4lm.config import OPTIONS, ReinforceConfig
 from rl4lm.errors import ConfigError
-from rl4lm.refusals import asks_for_nothing, unknown_option
-from rl4lm.schema import Option
+from rl4lm.settings.refusals import asks_for_nothing, unknown_option
+from rl4lm.settings.schema import Option
 
 Settings: TypeAlias = Mapping[str, Any]
 

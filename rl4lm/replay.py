@@ -18,19 +18,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rl4lm import durable
-from rl4lm.checkpoint import load_checkpoint
 from rl4lm.config import ReinforceConfig
-from rl4lm.console import Screen
 from rl4lm.curriculum import AS_THEY_COME
-from rl4lm.dealing import Deal
+from rl4lm.data.splits import AS_GIVEN
 from rl4lm.errors import ConfigError, DataError
-from rl4lm.logged import Row, check_ids, check_run, read_completions, read_metrics
+from rl4lm.estimator.returns import at_last_token
 from rl4lm.metrics import Stopwatch
 from rl4lm.options import read_yaml
-from rl4lm.returns import at_last_token
-from rl4lm.splits import AS_GIVEN
-from rl4lm.tracking import checkpoints
+from rl4lm.processes.dealing import Deal
+from rl4lm.rundir import durable
+from rl4lm.rundir.checkpoint import load_checkpoint
+from rl4lm.rundir.logged import Row, check_ids, check_run, read_completions, read_metrics
+from rl4lm.rundir.tracking import checkpoints
+from rl4lm.screen.console import Screen
 from rl4lm.trainer import ReinforceTrainer
 from rl4lm.types import Example, Experience, Rollout, Scores
 

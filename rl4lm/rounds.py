@@ -12,10 +12,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from rl4lm.baselines import Baseline, BaselineInputs
 from rl4lm.earnings import Earnings
+from rl4lm.estimator.baselines import Baseline, BaselineInputs
+from rl4lm.estimator.shaping import Shaping, shaped_advantages
 from rl4lm.groups import Groups, replaced
-from rl4lm.shaping import Shaping, shaped_advantages
 from rl4lm.types import Drawing
 
 Draw = Callable[[Sequence[int]], Groups]  # places in the step's list of prompts -> their groups

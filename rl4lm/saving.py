@@ -9,16 +9,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rl4lm.checkpoint import keep_newest, load_checkpoint, save_checkpoint, whole_weights
 from rl4lm.config import ReinforceConfig
-from rl4lm.data import PromptData
+from rl4lm.data.examples import PromptData
 from rl4lm.errors import DataError, SaveError
 from rl4lm.learner import Learner
-from rl4lm.policy import Policy
-from rl4lm.provenance import layout
-from rl4lm.resume import Start
-from rl4lm.tracking import RunDirectory, checkpoint_path, checkpoints
-from rl4lm.world import World
+from rl4lm.model.policy import Policy
+from rl4lm.processes.world import World
+from rl4lm.rundir.checkpoint import keep_newest, load_checkpoint, save_checkpoint, whole_weights
+from rl4lm.rundir.provenance import layout
+from rl4lm.rundir.resume import Start
+from rl4lm.rundir.tracking import RunDirectory, checkpoint_path, checkpoints
 
 _SAMPLED = 64  # rows of the data that are compared
 

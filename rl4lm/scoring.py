@@ -20,16 +20,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from rl4lm.activity import asking
-from rl4lm.background import all_in_background
 from rl4lm.errors import RewardError
-from rl4lm.reward_calls import Answer, Batch, RewardContext, Value, call_about
-from rl4lm.reward_lookup import NamedReward
-from rl4lm.reward_performing import Cancelled, is_async, perform, perform_together
-from rl4lm.reward_process import RewardProcess
-from rl4lm.reward_retries import Asking, Failure
+from rl4lm.processes.activity import asking
+from rl4lm.processes.background import all_in_background
+from rl4lm.rewarding.calls import Answer, Batch, RewardContext, Value, call_about
+from rl4lm.rewarding.lookup import NamedReward
+from rl4lm.rewarding.performing import Cancelled, is_async, perform, perform_together
+from rl4lm.rewarding.process import RewardProcess
+from rl4lm.rewarding.retries import Asking, Failure
+from rl4lm.rewarding.unanswered import Unanswered, total
 from rl4lm.types import Completion, Example, Scores
-from rl4lm.unanswered import Unanswered, total
 
 
 class Scorer:

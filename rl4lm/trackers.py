@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rl4lm.background import Background
 from rl4lm.errors import ConfigError
+from rl4lm.processes.background import Background
 
 _PATIENCE_S = 30.0  # at the end of a run, for what a tracker has still to send
 _SHOWN = ("prompt", "completion", "reward", "advantage")  # of a sample

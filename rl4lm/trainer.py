@@ -17,11 +17,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from rl4lm.activity import SAVING, doing
 from rl4lm.assembly import Task, assemble_policy, assemble_task, end_rule, fit_task
-from rl4lm.checkpoint import save_weights, whole_weights
 from rl4lm.config import ReinforceConfig
-from rl4lm.console import Screen
 from rl4lm.eightbit import check_optimizer, check_replicated
 from rl4lm.errors import (
     EngineError,
@@ -31,25 +28,28 @@ from rl4lm.errors import (
     Stopped,
     TrainingError,
 )
-from rl4lm.evaluate import Evaluated
-from rl4lm.examining import Examiner
-from rl4lm.exams import evaluation_of
+from rl4lm.evaluation.evaluate import Evaluated
+from rl4lm.evaluation.examining import Examiner
+from rl4lm.evaluation.exams import evaluation_of
+from rl4lm.export.publishing import begin_publishing, publish
 from rl4lm.journal import Journal
 from rl4lm.learner import NON_FINITE_LIMIT, Learner
 from rl4lm.metrics import peak_memory_bytes
-from rl4lm.offpolicy import check_off_policy
-from rl4lm.provenance import given_in_python
-from rl4lm.publishing import begin_publishing, publish
-from rl4lm.resume import Start, agree, check_output, find_start
-from rl4lm.reward_lookup import Reward
-from rl4lm.reward_models import listed
+from rl4lm.processes.activity import SAVING, doing
+from rl4lm.processes.stopping import StopRequest
+from rl4lm.processes.world import World
+from rl4lm.rewarding.lookup import Reward
+from rl4lm.rewarding.models import listed
+from rl4lm.rundir.checkpoint import save_weights, whole_weights
+from rl4lm.rundir.provenance import given_in_python
+from rl4lm.rundir.resume import Start, agree, check_output, find_start
+from rl4lm.rundir.tracking import checkpoints, write_unscored
+from rl4lm.sampling.offpolicy import check_off_policy
+from rl4lm.sampling.served import check_server
 from rl4lm.saving import Checkpoints, unsaved
-from rl4lm.served import check_server
-from rl4lm.stopping import StopRequest
+from rl4lm.screen.console import Screen
 from rl4lm.trackers import check_trackers
-from rl4lm.tracking import checkpoints, write_unscored
 from rl4lm.types import Rollout, StepStats, TrainState
-from rl4lm.world import World
 
 
 class Callback(Protocol):

@@ -208,9 +208,9 @@ class Experience:
     scores: Scores
     measures: Tensor  # float64 [P, G, 6 + K] of the whole step, see `rl4lm.metrics.pack`
     returns: Tensor  # float64 [B], or [B, T] where tokens are paid one by one
-    advantages: Tensor  # like returns, less the baseline, times w/s of `rl4lm.shaping`; 0 where no
+    advantages: Tensor  # like returns, less the baseline, times w/s of `shaping`; 0 where no
     #                     reward applied
-    weights: Tensor  # float64 [B], w of `rl4lm.shaping`: what each completion counts in the loss
+    weights: Tensor  # float64 [B], w of `shaping`: what each completion counts in the loss
     policy_logprobs: Tensor  # float [B, T], log π of the policy that sampled; where there is a KL
     #                          by the same kind of pass as the reference's, else as sampled
     reference_logprobs: Tensor  # float [B, T], log π_ref; [B, 0] where there is no KL

@@ -3,9 +3,9 @@
     rl4lm verify [--config FILE] [--option value ...] [--all] [--json]
 
 A real `ReinforceTrainer`, with the user's estimator options, works on the problem of
-`rl4lm.enumeration`, whose every completion has been written down. Nothing of the trainer is copied
-here: its sampler, its scoring, its baselines, losses, micro-batches and optimizer step are run as
-they are, and what they do is compared with what autograd through the probabilities says.
+`rl4lm.exact.enumeration`, whose every completion has been written down. Nothing of the trainer is
+copied here: its sampler, its scoring, its baselines, losses, micro-batches and optimizer step are
+run as they are, and what they do is compared with what autograd through the probabilities says.
 
 The expected gradient is linear in the weight of each completion, and a weight is an expectation
 over all batches, which the vectorised baselines give exactly. So the whole distribution of steps is
@@ -26,14 +26,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rl4lm.baselines import SCALES
-from rl4lm.cases import every_case
 from rl4lm.config import ReinforceConfig
 from rl4lm.curriculum import AS_THEY_COME
-from rl4lm.enumeration import PROMPTS, all_completions
+from rl4lm.data.splits import AS_GIVEN
+from rl4lm.estimator.baselines import SCALES
+from rl4lm.exact.cases import every_case
+from rl4lm.exact.enumeration import PROMPTS, all_completions
+from rl4lm.exact.testbed import Batches, Draws, Testbed
 from rl4lm.objective import direct_terms
-from rl4lm.splits import AS_GIVEN
-from rl4lm.testbed import Batches, Draws, Testbed
 
 LIMIT = 1e-9  # relative error that float64 rounding stays far below
 WHOLE_BATCHES = 50

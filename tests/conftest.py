@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from rl4lm import ReinforceConfig, ReinforceTrainer, Rollout
-from rl4lm.policy import Policy
-from rl4lm.preparing import make_policy
+from rl4lm.model.policy import Policy
+from rl4lm.model.preparing import make_policy
 from rl4lm.text import TextCodec
 
 # Besides those of e2e/.

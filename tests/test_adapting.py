@@ -10,9 +10,9 @@ import torch
 from peft import LoraConfig
 
 from rl4lm import ReinforceConfig, ReinforceTrainer
-from rl4lm.adapting import check_continued
 from rl4lm.errors import ConfigError, ModelError
-from rl4lm.loading import open_model
+from rl4lm.model.adapting import check_continued
+from rl4lm.model.loading import open_model
 
 OPTIONS = {
     "max_steps": 2,

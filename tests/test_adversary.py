@@ -10,13 +10,13 @@ from rewards import per_sample
 from rewards.arithmetic import exact_answer, final_number
 from rewards.formats import think_answer
 from rewards.mathematics import gsm8k
-from rl4lm.adversary import KINDS, attempts
-from rl4lm.attempting import try_tricks
+from rl4lm.data.rowfile import read_rows
 from rl4lm.errors import RewardFailedError
-from rl4lm.reward_lookup import NamedReward
-from rl4lm.rowfile import read_rows
-from rl4lm.subjects import short_answer, subjects
-from rl4lm.workbench import Bench
+from rl4lm.rewarding.lookup import NamedReward
+from rl4lm.workbench.adversary import KINDS, attempts
+from rl4lm.workbench.attempting import try_tricks
+from rl4lm.workbench.bench import Bench
+from rl4lm.workbench.subjects import short_answer, subjects
 
 ROWS = [
     {"prompt": "160+65=", "answer": "225", "family": "addition"},

@@ -12,7 +12,7 @@ import pytest
 # Twenty times eight blocks of 16 MB, written and freed; prints the pages taken from the system.
 _PROGRAM = """
 import ctypes, resource, sys
-from rl4lm.allocator import keep_freed_memory
+from rl4lm.processes.allocator import keep_freed_memory
 
 kept = keep_freed_memory() if sys.argv[1] == "keep" else False
 libc = ctypes.CDLL(None)

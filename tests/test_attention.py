@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from rl4lm.attention import (
+from rl4lm.passes.attention import (
     Decoding,
     NotPackableError,
     PackedRow,
@@ -19,9 +19,9 @@ from rl4lm.attention import (
     attend,
     shared_prompts,
 )
-from rl4lm.microbatch import micro_batches
-from rl4lm.packing import pack
-from rl4lm.probe import probe
+from rl4lm.passes.microbatch import micro_batches
+from rl4lm.passes.packing import pack
+from rl4lm.preflight.probe import probe
 
 HEADS, KEY_HEADS, SIZE = 4, 2, 3
 SHAPES = st.lists(
@@ -269,7 +269,7 @@ def test_packed_and_padded_rows_give_the_same_log_probs_and_gradient(
 
 
 def gradient_of(policy, rollout, budget):
-    from rl4lm.losses import TokenWeights
+    from rl4lm.estimator.losses import TokenWeights
 
     for parameter in policy.trainable().values():
         parameter.grad = torch.zeros_like(parameter)

@@ -29,7 +29,7 @@ from transformers.utils import logging
 from rl4lm.builtin import model_path
 from rl4lm.cli import main, run
 from rl4lm.errors import ConfigError, DataError, ModelError, OutputError, RewardError
-from rl4lm.world import World
+from rl4lm.processes.world import World
 
 ROWS = '{"prompt": "1+1=", "answer": "2"}\n{"prompt": "2+1=", "answer": "3"}\n'
 SCORED = '{"prompt": "1+1=", "completion": "2", "answer": "2"}\n'

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rl4lm.baselines import (
+from rl4lm.estimator.baselines import (
     BASELINES,
     KEEPS_HISTORY,
     NEEDS_FEATURES,

@@ -9,7 +9,7 @@ import pytest
 from chat_templates import BOS, LLAMA, OPENS_THINKING, QWEN, TEMPLATES, chat_tokenizer
 
 from rewards.formats import tagged
-from rl4lm.chat import up_to_last_user, with_system
+from rl4lm.data.chat import up_to_last_user, with_system
 from rl4lm.errors import DataError
 from rl4lm.text import TextCodec
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import datasets
 import pytest
 
-from rl4lm.columns import Shape, shape_of
 from rl4lm.config import ReinforceConfig
-from rl4lm.data import from_dataset
+from rl4lm.data.columns import Shape, shape_of
+from rl4lm.data.examples import from_dataset
 from rl4lm.errors import ConfigError, DataError
 
 ROWS = [

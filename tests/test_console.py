@@ -8,8 +8,8 @@ import sys
 import pytest
 from rich.console import Console
 
-from rl4lm.console import Screen
-from rl4lm.wording import describe_evaluation
+from rl4lm.screen.console import Screen
+from rl4lm.screen.wording import describe_evaluation
 
 METRICS = {"reward": 0.5, "tokens_per_second": 1234.5, "effective_samples": 3.0, "grad_norm": 1.0}
 EVALUATION = {

@@ -17,7 +17,7 @@ from rl4lm.curriculum import (
     Stream,
     make_course,
 )
-from rl4lm.data import PromptData, stream_indices
+from rl4lm.data.examples import PromptData, stream_indices
 from rl4lm.errors import ConfigError
 
 SEED = 3

@@ -7,7 +7,7 @@ import json
 import datasets
 import pytest
 
-from rl4lm.data import PromptData, from_dataset, load_split, stream_indices
+from rl4lm.data.examples import PromptData, from_dataset, load_split, stream_indices
 from rl4lm.errors import DataError, MissingSplitError
 
 ROWS = [{"prompt": "1+1=", "answer": "2"}, {"prompt": "2+5=", "answer": "7"}]

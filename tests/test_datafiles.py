@@ -7,11 +7,11 @@ import json
 import datasets
 import pytest
 
-from rl4lm.columns import Shape
-from rl4lm.data import load_split
-from rl4lm.datafiles import check_prompts, find_files
+from rl4lm.data.columns import Shape
+from rl4lm.data.datafiles import check_prompts, find_files
+from rl4lm.data.examples import load_split
+from rl4lm.data.sources import Access
 from rl4lm.errors import DataError, MissingSplitError
-from rl4lm.sources import Access
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rl4lm.dealing import Deal, Lengths, deal
+from rl4lm.processes.dealing import Deal, Lengths, deal
 from rl4lm.types import Example
 
 COSTS = st.lists(st.floats(0, 1e6), min_size=1, max_size=12)

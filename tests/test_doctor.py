@@ -26,7 +26,7 @@ from rl4lm.errors import DataError
 from rl4lm.rules import update
 from rl4lm.rules.diagnosis import _EXPLAINS, RULES, Watch, examine
 from rl4lm.rules.findings import RunLog, Samples, Severity, digest, percent
-from rl4lm.runlog import read_run
+from rl4lm.rundir.runlog import read_run
 
 STEPS, PROMPTS, GROUP = 60, 2, 4
 

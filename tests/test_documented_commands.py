@@ -10,7 +10,7 @@ import pytest
 from documented import PAGES, ROOT, commands, mentioned
 
 from rl4lm.cli import main
-from rl4lm.commands import settings_for
+from rl4lm.commandline.commands import settings_for
 from rl4lm.options import parse_options
 
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from rl4lm import durable
-from rl4lm.durable import DamagedError
+from rl4lm.rundir import durable
+from rl4lm.rundir.durable import DamagedError
 
 
 def write(folder: Path, text: str = "content", step: int = 3) -> Path:

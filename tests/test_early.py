@@ -20,13 +20,13 @@ from hypothesis import strategies as st
 
 from rewards import Graded, per_sample
 from rl4lm import ReinforceConfig, ReinforceTrainer, early
-from rl4lm.console import Screen
 from rl4lm.early import EarlyScores
 from rl4lm.errors import RewardError, RewardFailedError
 from rl4lm.metrics import Stopwatch
-from rl4lm.policy import Policy
-from rl4lm.reward_lookup import resolve_rewards
+from rl4lm.model.policy import Policy
+from rl4lm.rewarding.lookup import resolve_rewards
 from rl4lm.scoring import RewardContext, Scorer
+from rl4lm.screen.console import Screen
 from rl4lm.types import Example
 
 CONTEXT = RewardContext(global_step=4, max_steps=9, seed=1)

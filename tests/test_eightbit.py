@@ -15,11 +15,11 @@ import pytest
 import torch
 
 from rl4lm import ReinforceConfig, ReinforceTrainer
-from rl4lm.commands import run_training
-from rl4lm.console import Screen
+from rl4lm.commandline.commands import run_training
 from rl4lm.eightbit import check_replicated
 from rl4lm.errors import ConfigError
 from rl4lm.optim import make_optimizer
+from rl4lm.screen.console import Screen
 
 INSTALLED = importlib.util.find_spec("bitsandbytes") is not None
 ROWS = [{"prompt": f"{a}+{a + 1}=", "answer": str(2 * a + 1)} for a in range(10)]

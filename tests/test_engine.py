@@ -9,26 +9,27 @@ from dataclasses import replace
 import pytest
 import torch
 
-from rl4lm import ReinforceConfig, ReinforceTrainer, engine_client
-from rl4lm.address import API_KEY
-from rl4lm.console import Screen
-from rl4lm.data import PromptData
-from rl4lm.engine import EngineSampler, check_engine
-from rl4lm.engine_client import EngineClient
+from rl4lm import ReinforceConfig, ReinforceTrainer
+from rl4lm.data.examples import PromptData
 from rl4lm.errors import ConfigError, EngineError
-from rl4lm.evaluate import Evaluation, Exam, evaluate, evaluate_completions
-from rl4lm.loading import load_model, open_model
-from rl4lm.offpolicy import check_off_policy
-from rl4lm.preparing import make_policy
+from rl4lm.evaluation.evaluate import Evaluation, Exam, evaluate, evaluate_completions
+from rl4lm.model.loading import load_model, open_model
+from rl4lm.model.preparing import make_policy
+from rl4lm.processes.world import World
 from rl4lm.randomness import Stream
 from rl4lm.replay import replay
-from rl4lm.reward_lookup import resolve_rewards
-from rl4lm.sampler import Chance, Draw, PolicySampler
-from rl4lm.sampling import EndRule
+from rl4lm.rewarding.lookup import resolve_rewards
+from rl4lm.sampling import client as engine_client
+from rl4lm.sampling.client import EngineClient
+from rl4lm.sampling.engine import EngineSampler, check_engine
+from rl4lm.sampling.loop import EndRule
+from rl4lm.sampling.offpolicy import check_off_policy
+from rl4lm.sampling.sampler import Chance, Draw, PolicySampler
+from rl4lm.sampling.served import read_served
 from rl4lm.scoring import RewardContext, Scorer
-from rl4lm.served import read_served
+from rl4lm.screen.console import Screen
+from rl4lm.settings.address import API_KEY
 from rl4lm.text import TextCodec
-from rl4lm.world import World
 
 MODEL = "builtin:tiny-arithmetic"
 PROMPTS = [[5, 6], [7], [5, 8, 9, 3]]

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from rl4lm.estimate import Sizes, about, advice, describe, estimate, largest_micro_batch, pace
-from rl4lm.footprint import free_bytes, held_bytes, saved_bytes_per_token
+from rl4lm.costs.estimate import Sizes, about, advice, describe, estimate, largest_micro_batch, pace
+from rl4lm.costs.footprint import free_bytes, held_bytes, saved_bytes_per_token
 from rl4lm.metrics import step_seconds
 
 ROOT = Path(__file__).parents[1]
@@ -144,8 +144,8 @@ import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from rl4lm import ReinforceConfig, ReinforceTrainer
 from rl4lm.builtin import model_path
-from rl4lm.console import Screen
-from rl4lm.forecast import forecast
+from rl4lm.screen.console import Screen
+from rl4lm.costs.forecast import forecast
 
 hidden, layers, peft = map(int, sys.argv[1:])
 model = LlamaForCausalLM(LlamaConfig(

@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from rl4lm.estimates import bootstrap_interval, mean_interval, pass_at_k, wilson
+from rl4lm.evaluation.estimates import bootstrap_interval, mean_interval, pass_at_k, wilson
 
 
 def by_subsets(passed, drawn, k):
@@ -61,7 +61,7 @@ def test_pass_at_k_of_too_few_completions_is_refused(passed, drawn, k):
 @pytest.fixture
 def fewer(monkeypatch):
     """Resamples enough for a test."""
-    monkeypatch.setattr("rl4lm.estimates.RESAMPLES", 300)
+    monkeypatch.setattr("rl4lm.evaluation.estimates.RESAMPLES", 300)
 
 
 def coverage(draw, truth, interval, trials=400):

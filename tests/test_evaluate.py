@@ -7,19 +7,19 @@ import math
 import pytest
 import torch
 
-from rl4lm.data import PromptData
-from rl4lm.drawing import InverseCdf
-from rl4lm.estimates import mean_interval, pass_at_k
-from rl4lm.evaluate import Chances, Evaluation, Exam, _batches, evaluate
-from rl4lm.loading import load_model, open_model
-from rl4lm.outcomes import outcomes, summarize
-from rl4lm.preparing import make_policy, sampling_mode
+from rl4lm.data.examples import PromptData
+from rl4lm.evaluation.estimates import mean_interval, pass_at_k
+from rl4lm.evaluation.evaluate import Chances, Evaluation, Exam, _batches, evaluate
+from rl4lm.evaluation.outcomes import outcomes, summarize
+from rl4lm.model.loading import load_model, open_model
+from rl4lm.model.preparing import make_policy, sampling_mode
 from rl4lm.randomness import Stream
-from rl4lm.reward_lookup import resolve_rewards
-from rl4lm.sampling import EndRule, generate
+from rl4lm.rewarding.lookup import resolve_rewards
+from rl4lm.sampling.drawing import InverseCdf
+from rl4lm.sampling.loop import EndRule, generate
 from rl4lm.scoring import RewardContext, Scorer
 from rl4lm.text import TextCodec
-from rl4lm.workbench import score_rows
+from rl4lm.workbench.bench import score_rows
 
 MODEL = "builtin:tiny-arithmetic"
 ROWS = [
@@ -170,12 +170,12 @@ def test_pass_at_k_is_that_of_completions_of_the_evaluation_stream(policy):
 def test_completions_do_not_depend_on_how_many_are_drawn_at_once(policy, monkeypatch):
     whole = run(policy, chances=Chances(5, 1.0), pass_at_k=[1])
     for most in (2, 7):  # fewer than the samples of a prompt, and a few prompts
-        monkeypatch.setattr("rl4lm.evaluate._BATCH", most)
+        monkeypatch.setattr("rl4lm.evaluation.evaluate._BATCH", most)
         assert run(policy, chances=Chances(5, 1.0), pass_at_k=[1]) == whole
 
 
 def test_no_more_completions_are_drawn_at_once_than_there_is_room_for(monkeypatch):
-    monkeypatch.setattr("rl4lm.evaluate._BATCH", 8)
+    monkeypatch.setattr("rl4lm.evaluation.evaluate._BATCH", 8)
     for samples, sizes in ((3, [2, 2, 1]), (8, [1] * 5), (20, [1] * 5)):
         batches = list(_batches(range(5), Chances(samples, 1.0)))[1:]
         assert all(len(b.places) * b.count <= 8 for b in batches)

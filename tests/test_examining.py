@@ -8,10 +8,10 @@ import pytest
 
 from rewards.arithmetic import exact_answer
 from rl4lm import ReinforceConfig, ReinforceTrainer
-from rl4lm.console import Screen
 from rl4lm.errors import ConfigError, DataError
-from rl4lm.evaluate import Evaluated
-from rl4lm.paired import compare
+from rl4lm.evaluation.evaluate import Evaluated
+from rl4lm.evaluation.paired import compare
+from rl4lm.screen.console import Screen
 
 ROWS = [
     {"prompt": f"{a}+{b}=", "answer": str(a + b), "kind": "a" if a < 20 else "b"}

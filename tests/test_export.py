@@ -15,10 +15,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rl4lm import ReinforceConfig, ReinforceTrainer, durable
+from rl4lm import ReinforceConfig, ReinforceTrainer
 from rl4lm.errors import ConfigError, DataError, ModelError, OutputError, VerificationError
-from rl4lm.export_source import check_place, find_source
-from rl4lm.exported import ExportChoices, export
+from rl4lm.export.exported import ExportChoices, export
+from rl4lm.export.source import check_place, find_source
+from rl4lm.rundir import durable
 
 VOCABULARY = 97
 IDS = torch.arange(40)[None] * 7 % VOCABULARY
@@ -195,7 +196,7 @@ def test_weights_that_are_quantised_already_are_refused(saved, tmp_path):
 
 
 def test_a_folder_that_is_not_what_was_trained_is_not_kept(saved, tmp_path, monkeypatch):
-    from rl4lm import exported
+    from rl4lm.export import exported
 
     def save_other_weights(model, *rest):
         with torch.no_grad():
@@ -211,7 +212,7 @@ def test_a_folder_that_is_not_what_was_trained_is_not_kept(saved, tmp_path, monk
 
 
 def test_a_merge_that_goes_wrong_is_found_out(saved, tmp_path, monkeypatch):
-    from rl4lm import adapters
+    from rl4lm.model import adapters
 
     monkeypatch.setattr(adapters, "_untie", lambda model: None)
     _, adapter = saved(config=TIED["adapter on the head"], tied=True)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from rl4lm.data import from_dataset
+from rl4lm.data.examples import from_dataset
+from rl4lm.data.fitting import leave_out_unfit
 from rl4lm.errors import DataError
-from rl4lm.fitting import leave_out_unfit
-from rl4lm.reward_lookup import resolve_rewards
+from rl4lm.rewarding.lookup import resolve_rewards
 
 ROWS = [{"prompt": f"p{k}", "level": k} for k in range(5)]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from rl4lm.config import OPTIONS
-from rl4lm.refusals import NOT_OFFERED
+from rl4lm.settings.refusals import NOT_OFFERED
 
 PAGE = (Path(__file__).parents[1] / "docs" / "from_trl.md").read_text(encoding="utf-8")
 OLDER = ("warmup_ratio", "gradient_checkpointing", "normalize_advantages")  # of releases before

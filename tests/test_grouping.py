@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rl4lm.grouping import OTHERS, groups
+from rl4lm.evaluation.grouping import OTHERS, groups
 
 
 def test_few_values_are_a_group_each_in_order():

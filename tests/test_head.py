@@ -9,9 +9,9 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
-from rl4lm import logprobs
-from rl4lm.head import LinearHead, is_plain
-from rl4lm.logprobs import tiled_gradient, tiled_logprobs
+from rl4lm.estimator import logprobs
+from rl4lm.estimator.head import LinearHead, is_plain
+from rl4lm.estimator.logprobs import tiled_gradient, tiled_logprobs
 
 ROWS, SIZE, VOCABULARY = 11, 6, 37
 

@@ -7,10 +7,10 @@ import shlex
 
 import pytest
 
-from rl4lm import commands
 from rl4lm.cli import main
+from rl4lm.commandline import commands
+from rl4lm.commandline.verbs import VERBS
 from rl4lm.config import OPTIONS
-from rl4lm.verbs import VERBS
 
 NO_OFF_VALUE = {
     name for name, option in OPTIONS.items() if option.off is None and option.kind is not str

@@ -9,7 +9,7 @@ from huggingface_hub import ModelCard, constants
 
 from rl4lm import ReinforceConfig
 from rl4lm.errors import ConfigError, HubError
-from rl4lm.hub import check_publishing, check_upload, greet, upload
+from rl4lm.export.hub import check_publishing, check_upload, greet, upload
 
 
 @pytest.fixture

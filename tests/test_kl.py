@@ -14,8 +14,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from rl4lm.kl import k1, k3
-from rl4lm.losses import (
+from rl4lm.estimator.kl import k1, k3
+from rl4lm.estimator.losses import (
     clipped_loss,
     entropy_loss,
     grpo_k3_loss,
@@ -23,7 +23,7 @@ from rl4lm.losses import (
     reinforce_loss,
     token_weights,
 )
-from rl4lm.returns import after_each_token, returns_to_go
+from rl4lm.estimator.returns import after_each_token, returns_to_go
 
 END, V, T = 0, 3, 3
 EXACT = 1e-12  # relative residual of what is claimed to be exact, in float64

@@ -18,11 +18,11 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from rl4lm.adapters import add_adapter, add_lora
 from rl4lm.builtin import model_path
 from rl4lm.errors import ConfigError, ModelError
-from rl4lm.loading import load_model, open_model
-from rl4lm.preparing import describe, inference_mode_of, make_policy
+from rl4lm.model.adapters import add_adapter, add_lora
+from rl4lm.model.loading import load_model, open_model
+from rl4lm.model.preparing import describe, inference_mode_of, make_policy
 from rl4lm.text import TextCodec
 
 CPU = torch.device("cpu")

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from rl4lm import logprobs
-from rl4lm.logprobs import (
+from rl4lm.estimator import logprobs
+from rl4lm.estimator.logprobs import (
     log_softmax,
     tiled_entropies,
     tiled_gradient,

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from rl4lm.logprobs import token_logprobs
-from rl4lm.losses import (
+from rl4lm.estimator.logprobs import token_logprobs
+from rl4lm.estimator.losses import (
     clipped_loss,
     clipped_shares,
     entropy_loss,

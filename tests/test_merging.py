@@ -6,11 +6,11 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from rl4lm import preparing
-from rl4lm.drawing import greedy
-from rl4lm.merging import merged_adapters
-from rl4lm.probe import probe
-from rl4lm.sampling import EndRule, generate
+from rl4lm.model import preparing
+from rl4lm.model.merging import merged_adapters
+from rl4lm.preflight.probe import probe
+from rl4lm.sampling.drawing import greedy
+from rl4lm.sampling.loop import EndRule, generate
 
 
 def adapted(tiny, architecture="llama", dtype=torch.float64, std=0.2, **settings):

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rl4lm import Rollout
-from rl4lm.microbatch import MicroBatch, micro_batches
-from rl4lm.packing import Packing
+from rl4lm.passes.microbatch import MicroBatch, micro_batches
+from rl4lm.passes.packing import Packing
 
 LENGTHS = st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=12)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rl4lm.errors import TrainingError
-from rl4lm.policy import Policy
+from rl4lm.model.policy import Policy
 
 
 class SmallDevice:

@@ -22,9 +22,9 @@ import json, sys
 import rl4lm, rewards
 from rl4lm.builtin import BUILTIN_MODELS, model_path, model_settings
 from rl4lm.config import ReinforceConfig
-from rl4lm.data import load_split
-from rl4lm.loading import open_model
-from rl4lm.reward_lookup import resolve_rewards
+from rl4lm.data.examples import load_split
+from rl4lm.model.loading import open_model
+from rl4lm.rewarding.lookup import resolve_rewards
 
 functions = []
 for settings in [{}, *map(model_settings, BUILTIN_MODELS)]:

@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from rl4lm.paired import compare, compare_all, mcnemar, sign_flips
+from rl4lm.evaluation.paired import compare, compare_all, mcnemar, sign_flips
 
 
 def by_coins(only_first, only_second):
@@ -72,8 +72,8 @@ def means(rng, prompts, lift):
 
 @pytest.mark.parametrize("draw", [outcomes, means])
 def test_equal_models_differ_by_chance_as_often_as_the_p_value_says(draw, monkeypatch):
-    monkeypatch.setattr("rl4lm.paired.FLIPS", 400)
-    monkeypatch.setattr("rl4lm.estimates.RESAMPLES", 400)
+    monkeypatch.setattr("rl4lm.evaluation.paired.FLIPS", 400)
+    monkeypatch.setattr("rl4lm.evaluation.estimates.RESAMPLES", 400)
     rng = np.random.default_rng(2)
     found = [compare(*draw(rng, 60, 0.0), 0.9, seed) for seed in range(300)]
     rejected = np.mean([each.p_value < 0.1 for each in found])
@@ -83,8 +83,8 @@ def test_equal_models_differ_by_chance_as_often_as_the_p_value_says(draw, monkey
 
 
 def test_a_real_difference_is_seen_and_a_test_that_is_not_paired_would_miss_it(monkeypatch):
-    monkeypatch.setattr("rl4lm.paired.FLIPS", 400)
-    monkeypatch.setattr("rl4lm.estimates.RESAMPLES", 400)
+    monkeypatch.setattr("rl4lm.evaluation.paired.FLIPS", 400)
+    monkeypatch.setattr("rl4lm.evaluation.estimates.RESAMPLES", 400)
     rng = np.random.default_rng(3)
     pairs = [means(rng, 60, 0.15) for _ in range(60)]
     found = [compare(first, second, 0.9, seed) for seed, (first, second) in enumerate(pairs)]

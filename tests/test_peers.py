@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from rl4lm import activity, peers
-from rl4lm.board import BoardLostError
 from rl4lm.errors import DataError, PeerLostError
-from rl4lm.neighbours import Identity, identity, is_gone
-from rl4lm.resume import Start, agree
-from rl4lm.signs import DONE, FAILED, STOPPED, Failure, Signs
-from rl4lm.stopping import StopRequest
-from rl4lm.world import World
+from rl4lm.processes import activity, peers
+from rl4lm.processes.board import BoardLostError
+from rl4lm.processes.neighbours import Identity, identity, is_gone
+from rl4lm.processes.signs import DONE, FAILED, STOPPED, Failure, Signs
+from rl4lm.processes.stopping import StopRequest
+from rl4lm.processes.world import World
+from rl4lm.rundir.resume import Start, agree
 
 
 class Notes:
@@ -156,7 +156,7 @@ def test_all_waiting_for_one_another_is_no_single_ones_fault(alive, waited):
 
 def test_a_process_of_another_machine_is_lost_when_it_is_silent_for_long(alive, monkeypatch):
     board, now = Notes(), [1000.0]
-    monkeypatch.setattr("rl4lm.signs.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("rl4lm.processes.signs.time.monotonic", lambda: now[0])
     far = replace(alive, machine="another", host="node-b")
     here = signs(far, board)
     for beat in range(5):
@@ -169,7 +169,7 @@ def test_a_process_of_another_machine_is_lost_when_it_is_silent_for_long(alive, 
 
 def test_a_lost_board_matters_to_who_waits_alone(alive, waited, monkeypatch):
     board, now = Notes(), [1000.0]
-    monkeypatch.setattr("rl4lm.signs.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("rl4lm.processes.signs.time.monotonic", lambda: now[0])
     here = signs(alive, board)
     board.lost = True
     assert here.look() is None
@@ -232,7 +232,7 @@ def test_where_a_run_goes_on_is_what_the_main_process_has_found():
 
 
 def test_a_checkpoint_that_another_process_does_not_find_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("rl4lm.resume._SHARED_S", 0.0)
+    monkeypatch.setattr("rl4lm.rundir.resume._SHARED_S", 0.0)
     answers = iter([[Start(tmp_path / "checkpoint-000004", {"step": 4})] * 2, [True, False]])
 
     def gather(mine):

@@ -10,17 +10,17 @@ from peft import LoraConfig
 from torch import nn
 from transformers.models.llama import modeling_llama
 
-from rl4lm import policy as policy_module
-from rl4lm import probe as probe_module
-from rl4lm.adapters import add_adapter
-from rl4lm.drawing import InverseCdf
 from rl4lm.errors import ModelError, TrainingError
-from rl4lm.losses import TokenWeights
-from rl4lm.packability import why_not_packable
-from rl4lm.preparing import inference_mode_of
-from rl4lm.probe import probe
+from rl4lm.estimator.losses import TokenWeights
+from rl4lm.model import policy as policy_module
+from rl4lm.model.adapters import add_adapter
+from rl4lm.model.preparing import inference_mode_of
+from rl4lm.preflight import probe as probe_module
+from rl4lm.preflight.packability import why_not_packable
+from rl4lm.preflight.probe import probe
 from rl4lm.randomness import Stream
-from rl4lm.sampling import EndRule, generate
+from rl4lm.sampling.drawing import InverseCdf
+from rl4lm.sampling.loop import EndRule, generate
 
 TEMPERATURE = 0.7
 ADVANTAGES = torch.tensor([1.0, -0.5, 0.3, 2.0, -1.0, 0.7])

@@ -8,13 +8,13 @@ import json
 import pytest
 
 from rewards.puzzles import score, solved
-from rl4lm import procedural
 from rl4lm.assembly import assemble_judges
 from rl4lm.config import ReinforceConfig
-from rl4lm.data import PromptData, load_split
+from rl4lm.data import procedural
+from rl4lm.data.examples import PromptData, load_split
+from rl4lm.data.procedural import Puzzle, puzzle_rows, read_name
+from rl4lm.data.procedural_rows import as_json
 from rl4lm.errors import DataError, MissingSplitError
-from rl4lm.procedural import Puzzle, puzzle_rows, read_name
-from rl4lm.procedural_rows import as_json
 
 INSTALLED = importlib.util.find_spec("reasoning_gym") is not None
 reasoning = pytest.mark.skipif(
@@ -134,7 +134,7 @@ def test_a_task_that_knows_few_prompts_has_a_shorter_test_split_or_none():
 def test_every_task_of_the_library_gives_rows_whose_answer_scores_1():
     from reasoning_gym.factory import DATASETS
 
-    from rl4lm.procedural_rows import rows
+    from rl4lm.data.procedural_rows import rows
 
     failing = []
     for task in sorted(set(DATASETS) - {*NO_ROWS, *UNSOLVED}):

@@ -10,10 +10,10 @@ from peft import LoraConfig, get_peft_model
 
 from rl4lm import ReinforceConfig, ReinforceTrainer
 from rl4lm.cli import main
-from rl4lm.console import Screen
 from rl4lm.errors import HubError
-from rl4lm.publishing import publish
-from rl4lm.tracking import RunDirectory
+from rl4lm.export.publishing import publish
+from rl4lm.rundir.tracking import RunDirectory
+from rl4lm.screen.console import Screen
 
 OPTIONS = {
     "max_steps": 1,

@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from rl4lm import ReinforceConfig, loading, quantized
+from rl4lm import ReinforceConfig
 from rl4lm.errors import ConfigError
-from rl4lm.loading import load_model, open_model, placed
-from rl4lm.quantized import asked_bits, check_quantisation, loading_options, values_in
+from rl4lm.model import loading, quantized
+from rl4lm.model.loading import load_model, open_model, placed
+from rl4lm.model.quantized import asked_bits, check_quantisation, loading_options, values_in
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 FOUR = ReinforceConfig(use_peft=True, load_in_4bit=True)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rl4lm import randomness
-from rl4lm.data import stream_indices
+from rl4lm.data.examples import stream_indices
 from rl4lm.randomness import Stream, permutation, philox, uniforms
 
 WORD = st.integers(0, 2**64 - 1)

@@ -16,16 +16,16 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from rl4lm import policy as policy_module
-from rl4lm import sampling
-from rl4lm.drawing import InverseCdf
-from rl4lm.kvcache import StaticLayer
-from rl4lm.policy import PolicyModule
-from rl4lm.preparing import inference_mode_of, make_policy
-from rl4lm.probe import probe
+from rl4lm.model import policy as policy_module
+from rl4lm.model.policy import PolicyModule
+from rl4lm.model.preparing import inference_mode_of, make_policy
+from rl4lm.passes.kvcache import StaticLayer
+from rl4lm.passes.replayed import Front, Replay, cuda_graph
+from rl4lm.preflight.probe import probe
 from rl4lm.randomness import Stream
-from rl4lm.replayed import Front, Replay, cuda_graph
-from rl4lm.sampling import EndRule, generate
+from rl4lm.sampling import loop as sampling
+from rl4lm.sampling.drawing import InverseCdf
+from rl4lm.sampling.loop import EndRule, generate
 from rl4lm.text import TextCodec
 from rl4lm.types import Rollout
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rl4lm.returns import after_each_token, at_last_token, returns_to_go
+from rl4lm.estimator.returns import after_each_token, at_last_token, returns_to_go
 
 MASK = torch.tensor([[True, True, True], [True, False, False], [False, False, False]])
 NAN = math.nan

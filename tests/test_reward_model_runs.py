@@ -16,8 +16,8 @@ from transformers import (
 
 from rl4lm import ReinforceConfig, ReinforceTrainer
 from rl4lm.builtin import model_path
-from rl4lm.console import Screen
 from rl4lm.replay import replay
+from rl4lm.screen.console import Screen
 
 SHAPE = {
     "vocab_size": 100,

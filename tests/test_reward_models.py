@@ -8,9 +8,9 @@ from tokenizers import processors
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from rl4lm.errors import RewardError
-from rl4lm.reward_lookup import resolve_rewards
-from rl4lm.reward_models import RewardModel, listed, names_model
-from rl4lm.workbench import score_rows
+from rl4lm.rewarding.lookup import resolve_rewards
+from rl4lm.rewarding.models import RewardModel, listed, names_model
+from rl4lm.workbench.bench import score_rows
 
 PAD = 95
 PROMPTS = ["t5 t6", "t7", "t5 t6 t7 t8 t9 t10", "t11"]

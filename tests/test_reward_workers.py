@@ -15,11 +15,12 @@ from pathlib import Path
 
 import pytest
 
-from rl4lm import reward_launch, reward_retries
 from rl4lm.early import EarlyScores
 from rl4lm.errors import RewardError, RewardFailedError
-from rl4lm.reward_lookup import resolve_rewards
-from rl4lm.reward_worker import _end_with_the_trainer
+from rl4lm.rewarding import launch as reward_launch
+from rl4lm.rewarding import retries as reward_retries
+from rl4lm.rewarding.lookup import resolve_rewards
+from rl4lm.rewarding.worker import _end_with_the_trainer
 from rl4lm.scoring import RewardContext, Scorer
 from rl4lm.types import Example
 
@@ -541,8 +542,8 @@ def test_an_interrupt_does_not_spoil_the_next_call(scorer):
 
 TRAINER = """
 import sys
-from rl4lm.reward_calls import Call
-from rl4lm.reward_process import RewardProcess
+from rl4lm.rewarding.calls import Call
+from rl4lm.rewarding.process import RewardProcess
 
 process = RewardProcess("mine.py:batch", None)
 for word in ("pid", sys.argv[1]):

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from rl4lm import ReinforceConfig
-from rl4lm.baselines import BASELINES
 from rl4lm.earnings import Earnings
+from rl4lm.estimator.baselines import BASELINES
 from rl4lm.groups import Groups, replaced
 from rl4lm.objective import shaping_of
 from rl4lm.rounds import all_live, draw_rounds, drawing, earned_by, have_advantage, kept_keys

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from rl4lm import sampling
-from rl4lm.drawing import InverseCdf, greedy, invert_cdf, keep_most_likely
 from rl4lm.randomness import Stream
-from rl4lm.sampling import EndRule, generate
+from rl4lm.sampling import loop as sampling
+from rl4lm.sampling.drawing import InverseCdf, greedy, invert_cdf, keep_most_likely
+from rl4lm.sampling.loop import EndRule, generate
 from rl4lm.types import Rollout
 
 LOGITS = torch.tensor([1.0, -0.5, 0.3, 2.0, -torch.inf, 0.0, -1.0])

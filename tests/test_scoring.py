@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from rl4lm.errors import RewardError, RewardFailedError
-from rl4lm.reward_lookup import NamedReward, check_columns, resolve_rewards
+from rl4lm.rewarding.lookup import NamedReward, check_columns, resolve_rewards
 from rl4lm.scoring import RewardContext, Scorer
 from rl4lm.types import Example
 

@@ -12,9 +12,9 @@ import torch
 
 from rl4lm import ReinforceConfig
 from rl4lm.errors import ConfigError
-from rl4lm.losses import entropy_loss, grpo_k3_loss, kl_squared_loss, reinforce_loss
+from rl4lm.estimator.losses import entropy_loss, grpo_k3_loss, kl_squared_loss, reinforce_loss
+from rl4lm.estimator.shaping import EPSILON, SPREADS, WEIGHTINGS, shaped_advantages
 from rl4lm.objective import shaping_of
-from rl4lm.shaping import EPSILON, SPREADS, WEIGHTINGS, shaped_advantages
 
 P, G, T = 3, 4, 6
 N = P * G

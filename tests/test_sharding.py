@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from rl4lm.errors import ConfigError, ModelError, TrainingError
-from rl4lm.policy import Policy
-from rl4lm.sharding import (
+from rl4lm.model.policy import Policy
+from rl4lm.processes.sharding import (
     Shards,
     dealt_like,
     local,
@@ -16,7 +16,7 @@ from rl4lm.sharding import (
     whole,
     whole_on_main,
 )
-from rl4lm.world import World
+from rl4lm.processes.world import World
 
 FSDP2 = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 

@@ -8,9 +8,9 @@ import subprocess
 import pytest
 
 from rl4lm.cli import main
+from rl4lm.commandline.shell_completion import offers
+from rl4lm.commandline.verbs import VERBS
 from rl4lm.config import OPTIONS
-from rl4lm.shell_completion import offers
-from rl4lm.verbs import VERBS
 
 # Asks bash what it would offer for words as its own line editor splits them.
 ASK = """

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from rl4lm.config import OPTIONS
-from rl4lm.refusals import NOT_OFFERED
+from rl4lm.settings.refusals import NOT_OFFERED
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"

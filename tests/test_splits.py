@@ -8,9 +8,9 @@ import datasets
 import pytest
 
 from rl4lm.config import ReinforceConfig
-from rl4lm.data import from_dataset
+from rl4lm.data.examples import from_dataset
+from rl4lm.data.splits import HELD_OUT, evaluated_split, hold_out, overlap, training_splits
 from rl4lm.errors import DataError
-from rl4lm.splits import HELD_OUT, evaluated_split, hold_out, overlap, training_splits
 
 
 def data(texts):

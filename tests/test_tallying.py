@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from rl4lm.tallying import (
+from rl4lm.workbench.tallying import (
     compare_with_labels,
     histogram,
     latencies,

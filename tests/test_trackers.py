@@ -10,8 +10,8 @@ import types
 import pytest
 
 from rl4lm import ReinforceConfig, ReinforceTrainer, trackers
-from rl4lm.console import Screen
 from rl4lm.errors import ConfigError
+from rl4lm.screen.console import Screen
 from rl4lm.trackers import KINDS, Kind, Trackers, check_trackers
 
 ROWS = [

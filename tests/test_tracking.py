@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from rl4lm.errors import OutputError, SaveError
-from rl4lm.tracking import (
+from rl4lm.rundir.tracking import (
     check_run_directory,
     holds_a_run,
     prepare_run_directory,

@@ -12,9 +12,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 from rl4lm import ReinforceConfig, ReinforceTrainer, Rollout
 from rl4lm.builtin import model_path
-from rl4lm.console import Screen
 from rl4lm.errors import ConfigError, DataError, ModelError, OutputError, RewardError
-from rl4lm.world import World
+from rl4lm.processes.world import World
+from rl4lm.screen.console import Screen
 
 ROWS = [{"prompt": f"{a}+{b}=", "answer": str(a + b)} for a in (3, 14) for b in (5, 27, 8)]
 SHAPE = {

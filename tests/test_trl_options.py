@@ -9,9 +9,9 @@ from transformers import TrainingArguments
 
 from rl4lm import ReinforceConfig
 from rl4lm.config import OPTIONS
-from rl4lm.elsewhere import NOTHING
 from rl4lm.errors import ConfigError
-from rl4lm.refusals import NOT_OFFERED, asks_for_nothing
+from rl4lm.settings.elsewhere import NOTHING
+from rl4lm.settings.refusals import NOT_OFFERED, asks_for_nothing
 
 COMMON = {field.name for field in dataclasses.fields(TrainingArguments)}
 

@@ -10,28 +10,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-from rl4lm import (
-    ReinforceConfig,
-    attention,
-    backward,
-    baselines,
-    drawing,
-    earnings,
-    experience,
-    head,
-    learner,
-    losses,
-    microbatch,
-    objective,
-    policy,
-    preparing,
-    shaping,
-    testbed,
-    world,
-)
-from rl4lm.commands import quiet_libraries
-from rl4lm.enumeration import END, Rewards, all_completions
-from rl4lm.losses import TokenWeights
+from rl4lm import ReinforceConfig, backward, earnings, experience, learner, objective
+from rl4lm.commandline.commands import quiet_libraries
+from rl4lm.estimator import baselines, head, losses, shaping
+from rl4lm.estimator.losses import TokenWeights
+from rl4lm.exact import testbed
+from rl4lm.exact.enumeration import END, Rewards, all_completions
+from rl4lm.model import policy, preparing
+from rl4lm.passes import attention, microbatch
+from rl4lm.processes import world
+from rl4lm.sampling import drawing
 from rl4lm.verify import _check_sampler, chi_square, every_case, verify, verify_all
 
 SMALL = {"num_generations": 2, "temperature": 0.7}
@@ -297,7 +285,7 @@ def plant_k1_in_the_loss(patch):
 
 
 def plant_k3_in_the_reward(patch):
-    from rl4lm.kl import k3
+    from rl4lm.estimator.kl import k3
 
     patch.setattr(earnings, "k1", k3)
 

@@ -10,11 +10,11 @@ import pytest
 
 from rewards import per_sample
 from rewards.arithmetic import exact_answer
+from rl4lm.data.rowfile import read_rows, write_rows
 from rl4lm.errors import DataError, OutputError, RewardError, RewardFailedError
-from rl4lm.reward_lookup import NamedReward
-from rl4lm.rowfile import read_rows, write_rows
-from rl4lm.tallying import summarize_scores
-from rl4lm.workbench import Bench, batch_of, examine, score_rows
+from rl4lm.rewarding.lookup import NamedReward
+from rl4lm.workbench.bench import Bench, batch_of, examine, score_rows
+from rl4lm.workbench.tallying import summarize_scores
 
 EXACT = "rewards.arithmetic:exact_answer"
 

@@ -14,7 +14,7 @@ from rl4lm.report.completions import read_completions
 from rl4lm.report.curves import SECONDS, columns, figures
 from rl4lm.rules.diagnosis import examine
 from rl4lm.rules.findings import Row, RunLog, number
-from rl4lm.runlog import read_run
+from rl4lm.rundir.runlog import read_run
 
 _WIDE = 1.96  # standard errors on either side that hold the truth 95 times in 100
 _INVOCATION = ("output_dir", "overwrite_output_dir", "resume_from_checkpoint", "resume_anyway")

@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from rl4lm import durable
 from rl4lm.errors import OutputError
 from rl4lm.report.page import render
 from rl4lm.report.payload import payload
+from rl4lm.rundir import durable
 
 COMPLETIONS = 100_000  # on a page that was asked for
 AT_THE_END = 20_000  # on the one that a run makes by itself

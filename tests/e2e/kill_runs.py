@@ -48,7 +48,7 @@ Start = Callable[[Path], list[int]]  # starts a run in a folder; ids of its proc
 def train(folder: Path) -> None:
     """The run, in this process."""
     from rl4lm import ReinforceConfig, ReinforceTrainer
-    from rl4lm.console import Screen
+    from rl4lm.screen.console import Screen
 
     config = ReinforceConfig(output_dir=str(folder), **OPTIONS)
     trainer = ReinforceTrainer(args=config, screen=Screen(quiet=True))
@@ -228,7 +228,7 @@ def main() -> int:
     arguments = parser.parse_args()
     os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
     import rl4lm.trainer  # noqa: F401 -- before the forks; nothing is computed here
-    from rl4lm.commands import quiet_libraries
+    from rl4lm.commandline.commands import quiet_libraries
 
     quiet_libraries()
     rng = random.Random(arguments.seed)

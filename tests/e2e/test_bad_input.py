@@ -17,10 +17,10 @@ import pytest
 import torch
 from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel
 
-from rl4lm import loading
 from rl4lm.builtin import model_path
 from rl4lm.cli import main, run
 from rl4lm.errors import ConfigError, RewardError
+from rl4lm.model import loading
 
 SMALL = "--dataset_name good.jsonl --max_steps 1 --eval_samples 2 --prompts_per_step 1"
 TRAIN = f"train --output_dir out {SMALL}"

@@ -15,7 +15,7 @@ import torch
 from chat_templates import LLAMA, QWEN, save_chat_checkpoint
 
 from rl4lm.cli import main
-from rl4lm.loading import load_model, open_model
+from rl4lm.model.loading import load_model, open_model
 
 LONG = "why " * 60
 SIZES = (

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from rl4lm import ReinforceConfig, ReinforceTrainer
-from rl4lm.console import Screen
 from rl4lm.doctor import diagnose
 from rl4lm.rules.diagnosis import Watch
+from rl4lm.screen.console import Screen
 
 Run = Any  # makes a run with these options, and gives its folder
 

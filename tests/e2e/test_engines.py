@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from rl4lm.cli import main
-from rl4lm.loading import load_model, open_model
+from rl4lm.model.loading import load_model, open_model
 
 MODEL = "builtin:tiny-arithmetic"
 

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from rl4lm.adapters import add_lora
 from rl4lm.builtin import model_path
 from rl4lm.cli import main
-from rl4lm.loading import load_model, open_model
-from rl4lm.paired import compare
-from rl4lm.world import World
+from rl4lm.evaluation.paired import compare
+from rl4lm.model.adapters import add_lora
+from rl4lm.model.loading import load_model, open_model
+from rl4lm.processes.world import World
 
 ROOT = Path(__file__).parents[2]
 CPU2 = ROOT / "recipes" / "accelerate" / "cpu2.yaml"

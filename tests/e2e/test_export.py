@@ -34,8 +34,8 @@ def run(words, folder, **environment):
 
 @pytest.mark.slow  # test_export.py loads exports too, but beside rl4lm
 def test_an_export_loads_without_rl4lm_and_goes_on_as_before(tmp_path):
-    from rl4lm.export_source import find_source
-    from rl4lm.exported import ExportChoices, export
+    from rl4lm.export.exported import ExportChoices, export
+    from rl4lm.export.source import find_source
 
     export(find_source("builtin:tiny-arithmetic"), tmp_path / "out", ExportChoices())
     said = run(["-c", PLAIN, "out"], tmp_path, HF_HUB_OFFLINE="1")

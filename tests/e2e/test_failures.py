@@ -23,7 +23,7 @@ os.environ["TORCH_CPP_LOG_LEVEL"] = "ERROR"  # as the command line has it before
 import rl4lm.trainer
 from rl4lm import ReinforceConfig, ReinforceTrainer
 from rl4lm.cli import run
-from rl4lm.commands import quiet_libraries
+from rl4lm.commandline.commands import quiet_libraries
 
 quiet_libraries()
 calls = [0]

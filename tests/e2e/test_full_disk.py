@@ -27,7 +27,7 @@ _LOOK = """
 import json
 from pathlib import Path
 from rl4lm import durable
-from rl4lm.tracking import checkpoints
+from rl4lm.rundir.tracking import checkpoints
 
 run = Path("disk/run")
 whole = {step: durable.read_sealed(path)["step"] for step, path in checkpoints(run).items()}

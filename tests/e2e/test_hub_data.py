@@ -32,9 +32,9 @@ FILES = {
 }
 READ = """
 import json, sys
-from rl4lm.data import load_split
+from rl4lm.data.examples import load_split
 from rl4lm.errors import DataError
-from rl4lm.sources import Access
+from rl4lm.data.sources import Access
 for configuration, split, rows in json.loads(sys.argv[1]):
     try:
         data = load_split("acme/sums", split, "question", access=Access(configuration, rows))

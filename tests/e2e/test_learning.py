@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from rl4lm import ReinforceConfig, ReinforceTrainer
-from rl4lm.console import Screen
 from rl4lm.scoring import RewardContext
+from rl4lm.screen.console import Screen
 
 WANTED = 3  # the token that pays
 Reward = Callable[..., list[float]]

@@ -13,9 +13,9 @@ from chat_checkpoint import save_chat_checkpoint
 from launching import RECIPES, launch, lines, recipe
 
 from rl4lm import ReinforceConfig
-from rl4lm.commands import default_values, settings_for
+from rl4lm.commandline.commands import default_values, settings_for
+from rl4lm.data.splits import training_splits
 from rl4lm.errors import ConfigError, DataError
-from rl4lm.splits import training_splits
 
 PROBLEMS = [
     {

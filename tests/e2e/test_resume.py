@@ -16,9 +16,9 @@ import pytest
 import torch
 
 from rl4lm import ReinforceConfig, ReinforceTrainer
-from rl4lm.console import Screen
-from rl4lm.durable import MANIFEST
 from rl4lm.errors import ConfigError, DataError, OutputError, SaveError, Stopped, TrainingError
+from rl4lm.rundir.durable import MANIFEST
+from rl4lm.screen.console import Screen
 
 SMALL: dict[str, Any] = {
     "prompts_per_step": 4,
@@ -235,7 +235,7 @@ def test_a_broken_checkpoint_is_passed_over_and_named(tmp_path, undisturbed, cap
         run(tmp_path, {"save_steps": 2}, crash=5)
     flip(tmp_path / "checkpoint-000004" / "model.safetensors")
     config = ReinforceConfig(output_dir=str(tmp_path), **SMALL)
-    from rl4lm.resume import find_start
+    from rl4lm.rundir.resume import find_start
 
     start = find_start(config, True)
     assert start.checkpoint == tmp_path / "checkpoint-000002"
@@ -306,7 +306,7 @@ def test_weights_of_a_checkpoint_load_with_from_pretrained(undisturbed):
 
 
 def test_a_gradient_that_stays_not_finite_ends_the_run_with_its_batches_kept(tmp_path, monkeypatch):
-    from rl4lm import policy
+    from rl4lm.model import policy
 
     tiled = policy.tiled_gradient
     calls = iter(range(10**6))

@@ -12,8 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from rl4lm.export_source import find_source
-from rl4lm.exported import ExportChoices, export
+from rl4lm.export.exported import ExportChoices, export
+from rl4lm.export.source import find_source
 
 ROOT = Path(__file__).parents[2]
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--gpu_ids=-1,-1", "--config_file"]
@@ -42,7 +42,7 @@ import torch
 
 from rl4lm import ReinforceConfig, ReinforceTrainer
 from rl4lm.metrics import Stopwatch
-from rl4lm.sharding import Shards
+from rl4lm.processes.sharding import Shards
 
 
 def gathers_in(act):

@@ -34,7 +34,7 @@ from pathlib import Path
 import torch
 
 from rl4lm import ReinforceConfig, ReinforceTrainer
-from rl4lm.world import World
+from rl4lm.processes.world import World
 
 folder, runs = Path(sys.argv[1]), json.loads(sys.argv[2])
 sum_gradients = World.sum_gradients

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from rl4lm import ReinforceConfig, ReinforceTrainer
-from rl4lm.baselines import BASELINES, NEEDS_TWO_GENERATIONS
 from rl4lm.builtin import model_path
-from rl4lm.console import Screen
 from rl4lm.errors import ConfigError
+from rl4lm.estimator.baselines import BASELINES, NEEDS_TWO_GENERATIONS
 from rl4lm.replay import _compare, replay
+from rl4lm.screen.console import Screen
 
 CPU2 = Path(__file__).parents[2] / "recipes" / "accelerate" / "cpu2.yaml"
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CPU2)]
@@ -109,10 +109,10 @@ def test_a_gradient_one_part_in_five_thousand_too_long_fails_with_an_exit_code(t
 TWO = """
 import json, sys
 from rl4lm import ReinforceConfig
-from rl4lm.baselines import BASELINES
-from rl4lm.commands import quiet_libraries
+from rl4lm.estimator.baselines import BASELINES
+from rl4lm.commandline.commands import quiet_libraries
 from rl4lm.verify import verify
-from rl4lm.world import World
+from rl4lm.processes.world import World
 
 quiet_libraries()
 cases = [{"baseline": name} for name in json.loads(sys.argv[1]) or BASELINES]

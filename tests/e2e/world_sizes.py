@@ -95,8 +95,8 @@ def work(folder: Path, layout: str, chosen: dict[str, dict[str, Any]]) -> None:
     """Make the runs of some cases, and write down weights and completions."""
     import torch
 
-    from rl4lm.sharding import whole
-    from rl4lm.world import World
+    from rl4lm.processes.sharding import whole
+    from rl4lm.processes.world import World
 
     sum_gradients = World.sum_gradients
     for name, case in chosen.items():
@@ -125,7 +125,7 @@ def build(case: dict[str, Any]) -> Any:
     import torch
 
     from rl4lm import ReinforceConfig, ReinforceTrainer
-    from rl4lm.console import Screen
+    from rl4lm.screen.console import Screen
 
     options = {k: v for k, v in case.items() if k not in NOT_OPTIONS}
     dtype = getattr(torch, options["dtype"])

@@ -18,7 +18,7 @@ from peft import LoraConfig
 from torch import Tensor
 
 from rl4lm import ReinforceConfig, ReinforceTrainer, Rollout
-from rl4lm.console import Screen
+from rl4lm.screen.console import Screen
 from rl4lm.types import StepStats
 
 VOCABULARY = 11

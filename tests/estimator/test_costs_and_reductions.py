@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from rl4lm import policy
 from rl4lm.errors import ModelError
-from rl4lm.policy import PolicyModule
+from rl4lm.model import policy
+from rl4lm.model.policy import PolicyModule
 
 TIGHT = 1e-10
 P, G = 3, 4  # of every subject, as in conftest.py

@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from rl4lm import ReinforceConfig, ReinforceTrainer, Rollout
-from rl4lm.console import Screen
-from rl4lm.enumeration import (
+from rl4lm.exact.enumeration import (
     PROMPTS,
     all_completions,
     gradient_of_expectation,
@@ -18,6 +17,7 @@ from rl4lm.enumeration import (
     tiny_tokenizer,
 )
 from rl4lm.metrics import Stopwatch
+from rl4lm.screen.console import Screen
 
 COMPLETIONS = all_completions(1)  # three of them
 GENERATIONS = 2

@@ -15,9 +15,8 @@ import pytest
 import torch
 
 from rl4lm import ReinforceConfig, ReinforceTrainer, Rollout
-from rl4lm.baselines import SCALES
-from rl4lm.console import Screen
-from rl4lm.enumeration import (
+from rl4lm.estimator.baselines import SCALES
+from rl4lm.exact.enumeration import (
     PROMPTS,
     Rewards,
     all_completions,
@@ -26,7 +25,8 @@ from rl4lm.enumeration import (
     tiny_model,
     tiny_tokenizer,
 )
-from rl4lm.sampler import Draw
+from rl4lm.sampling.sampler import Draw
+from rl4lm.screen.console import Screen
 
 EXACT = 1e-9
 WIDE = 1e9  # clips nothing

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rl4lm.data import stream_indices
+from rl4lm.data.examples import stream_indices
 
 TIGHT = 1e-10
 BETA = 0.7

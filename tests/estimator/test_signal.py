@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 import rl4lm.diagnostics
-import rl4lm.drawing
-from rl4lm.reward_calls import COMPLETION_FIELDS, METRIC_NAMES
+from rl4lm.rewarding.calls import COMPLETION_FIELDS, METRIC_NAMES
+from rl4lm.sampling import drawing
 
 TIGHT = 1e-10
 BETA = 0.7
@@ -178,8 +178,8 @@ def test_a_sampler_that_draws_from_another_policy_is_noticed_on_the_screen(
 ):
     subject = kit.Subject(tiny, temperature=0.7, dtype=dtype, max_steps=5, learning_rate=1e-3)
     if mismatch:
-        plain = rl4lm.drawing.softmax_in_place
-        monkeypatch.setattr(rl4lm.drawing, "softmax_in_place", lambda logits, _: plain(logits, 1.0))
+        plain = drawing.softmax_in_place
+        monkeypatch.setattr(drawing, "softmax_in_place", lambda logits, _: plain(logits, 1.0))
     subject.trainer.train()
     differing = [text for text in subject.warnings if "sampling and training differ" in text]
     assert len(differing) == (3 if mismatch else 0)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from rl4lm import ReinforceConfig, ReinforceTrainer, Rollout
-from rl4lm.console import Screen
+from rl4lm.screen.console import Screen
 from rl4lm.types import Experience, Scores, StepStats, TrainState
 
 VOCABULARY = 11

@@ -14,10 +14,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from rl4lm import ReinforceConfig, Rollout, baselines, objective, policy, sampler, shaping
-from rl4lm.baselines import BASELINES, BaselineInputs
+from rl4lm import ReinforceConfig, Rollout, objective
 from rl4lm.config import COMPARES_WITHIN_PROMPT
 from rl4lm.errors import ConfigError
+from rl4lm.estimator import baselines, shaping
+from rl4lm.estimator.baselines import BASELINES, BaselineInputs
+from rl4lm.model import policy
+from rl4lm.sampling import sampler
 from rl4lm.types import Scores
 from rl4lm.verify import verify
 

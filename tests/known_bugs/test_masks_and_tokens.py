@@ -15,8 +15,11 @@ from tokenizers import Tokenizer, decoders, models
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
-from rl4lm import Rollout, logprobs, microbatch, policy
+from rl4lm import Rollout
 from rl4lm.diagnostics import gap_is_suspicious
+from rl4lm.estimator import logprobs
+from rl4lm.model import policy
+from rl4lm.passes import microbatch
 
 TIGHT = 1e-10  # on the norm of the difference and on the ratio of norms, float64
 NOTICED = 1e-3  # what a planted bug must exceed

@@ -13,12 +13,14 @@ import torch
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM
 
-from rl4lm import ReinforceConfig, drawing, preparing, sampler
+from rl4lm import ReinforceConfig
 from rl4lm.diagnostics import gap_is_suspicious
 from rl4lm.errors import ConfigError, ModelError
 from rl4lm.experience import Gatherer
+from rl4lm.model import preparing
 from rl4lm.options import parse_options
-from rl4lm.world import World
+from rl4lm.processes.world import World
+from rl4lm.sampling import drawing, sampler
 
 TIGHT = 1e-10  # on the norm of the difference and on the ratio of norms, float64
 NOTICED = 1e-3  # what a planted bug must exceed

@@ -16,8 +16,11 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from rl4lm import ReinforceTrainer, Rollout, losses, microbatch, objective, policy
-from rl4lm.console import Screen
+from rl4lm import ReinforceTrainer, Rollout, objective
+from rl4lm.estimator import losses
+from rl4lm.model import policy
+from rl4lm.passes import microbatch
+from rl4lm.screen.console import Screen
 from rl4lm.types import StepStats
 
 TIGHT = 1e-10  # on the norm of the difference and on the ratio of norms, float64

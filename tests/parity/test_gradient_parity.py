@@ -11,7 +11,8 @@ from peft import LoraConfig
 from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from rl4lm import Rollout, policy
+from rl4lm import Rollout
+from rl4lm.model import policy
 
 ARCHITECTURES = ["gpt2", "opt", "llama", "qwen2"]
 TEMPERATURE = 0.7

@@ -10,15 +10,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from rl4lm import Rollout, logprobs, policy, sampling
+from rl4lm import Rollout
 from rl4lm.backward import Backward
-from rl4lm.drawing import InverseCdf
-from rl4lm.loading import load_model, open_model
-from rl4lm.losses import TokenWeights
-from rl4lm.policy import Policy
-from rl4lm.preparing import inference_mode_of, make_policy
+from rl4lm.estimator import logprobs
+from rl4lm.estimator.losses import TokenWeights
+from rl4lm.model import policy
+from rl4lm.model.loading import load_model, open_model
+from rl4lm.model.policy import Policy
+from rl4lm.model.preparing import inference_mode_of, make_policy
 from rl4lm.randomness import Stream
-from rl4lm.sampling import EndRule, generate
+from rl4lm.sampling import loop as sampling
+from rl4lm.sampling.drawing import InverseCdf
+from rl4lm.sampling.loop import EndRule, generate
 from rl4lm.text import TextCodec
 
 ARCHITECTURES = ["gpt2", "opt", "llama", "qwen2"]

@@ -11,9 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from rl4lm import ReinforceConfig, ReinforceTrainer, Rollout, policy
-from rl4lm.console import Screen
-from rl4lm.dealing import deal
+from rl4lm import ReinforceConfig, ReinforceTrainer, Rollout
+from rl4lm.model import policy
+from rl4lm.processes.dealing import deal
+from rl4lm.screen.console import Screen
 
 CPU2 = Path(__file__).parents[2] / "recipes" / "accelerate" / "cpu2.yaml"
 LIMITS = {"float32": 1e-5, "float64": 1e-10}
@@ -110,7 +111,7 @@ TWO = """
 import sys, torch
 from pathlib import Path
 from rl4lm import ReinforceConfig, ReinforceTrainer, Rollout
-from rl4lm.console import Screen
+from rl4lm.screen.console import Screen
 
 folder = Path(sys.argv[1])
 given = torch.load(folder / "given.pt", weights_only=True)

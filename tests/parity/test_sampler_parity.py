@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from rl4lm.drawing import InverseCdf, greedy
-from rl4lm.policy import Policy
-from rl4lm.preparing import inference_mode_of
+from rl4lm.model.policy import Policy
+from rl4lm.model.preparing import inference_mode_of
 from rl4lm.randomness import Stream
-from rl4lm.sampling import EndRule, generate
+from rl4lm.sampling.drawing import InverseCdf, greedy
+from rl4lm.sampling.loop import EndRule, generate
 from rl4lm.types import Rollout
 
 ARCHITECTURES = ["gpt2", "opt", "llama", "qwen2"]

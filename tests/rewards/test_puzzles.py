@@ -17,7 +17,7 @@ reasoning = pytest.mark.skipif(
 
 
 def entry(task: str, answer: str, config: dict[str, Any] | None = None, **metadata: Any) -> str:
-    """A row's entry as `rl4lm.procedural_rows` writes it."""
+    """A row's entry as `rl4lm.data.procedural_rows` writes it."""
     return json.dumps(
         {"task": task, "config": config or {}, "answer": answer, "metadata": metadata}
     )

@@ -1,0 +1,1 @@
+"""A trained model for others: its lineage, its card, its folder, its upload."""

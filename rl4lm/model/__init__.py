@@ -1,0 +1,1 @@
+"""The module that owns the parameters: how it is read, adapted, prepared and merged."""

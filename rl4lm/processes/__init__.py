@@ -1,0 +1,1 @@
+"""The processes of a run: who has which work, the one reduction, and who has failed."""

@@ -1,0 +1,1 @@
+"""Rewards found by name and asked, each in a process of its own."""

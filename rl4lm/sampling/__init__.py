@@ -1,0 +1,1 @@
+"""The generation loop, what picks the next token, and completions from a server."""
