@@ -12,7 +12,7 @@ from transformers.models.llama import modeling_llama
 
 from rl4lm.errors import ModelError, TrainingError
 from rl4lm.estimator.losses import TokenWeights
-from rl4lm.model import policy as policy_module
+from rl4lm.model import teacher_forcing
 from rl4lm.model.adapters import add_adapter
 from rl4lm.model.preparing import inference_mode_of
 from rl4lm.preflight import probe as probe_module
@@ -240,9 +240,9 @@ def test_the_probe_leaves_no_gradient_and_no_mode_behind(tiny):
 
 def test_a_probe_of_a_broken_fast_path_would_notice(monkeypatch, tiny):
     """Targets shifted by one in the very code that trains."""
-    tiled = policy_module.tiled_logprobs
+    tiled = teacher_forcing.tiled_logprobs
     monkeypatch.setattr(
-        policy_module,
+        teacher_forcing,
         "tiled_logprobs",
         lambda hidden, head, targets, *rest: tiled(hidden, head, targets.roll(1), *rest),
     )
@@ -252,7 +252,7 @@ def test_a_probe_of_a_broken_fast_path_would_notice(monkeypatch, tiny):
 
 def test_a_gradient_other_than_the_models_own_is_refused(tiny, monkeypatch):
     """The control beside every model that passes: half a gradient from head to backbone."""
-    whole = policy_module.tiled_gradient
+    whole = teacher_forcing.tiled_gradient
 
     def halved(*arguments):
         logprobs, gradient = whole(*arguments)
@@ -260,6 +260,6 @@ def test_a_gradient_other_than_the_models_own_is_refused(tiny, monkeypatch):
 
     policy = tiny.build_policy(tiny.build_model("llama"))
     assert probe(policy) == []
-    monkeypatch.setattr(policy_module, "tiled_gradient", halved)
+    monkeypatch.setattr(teacher_forcing, "tiled_gradient", halved)
     with pytest.raises(ModelError, match=r"the gradient of .* has norm"):
         probe(policy)

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from rl4lm.estimator.head import LastLogits
-from rl4lm.passes.attention import Decoding, PromptStore
+from rl4lm.passes.decoding_attention import Decoding, PromptStore
 from rl4lm.passes.replayed import Capture, Front, Replay, Step
 
 

@@ -147,7 +147,7 @@ def _plain_rows(policy: Policy, rollout: Rollout) -> Iterator[Tensor]:
     for i, completion in enumerate(rollout.completion_lists()):
         prompt = prompts[i // group]
         ids = torch.tensor([prompt + completion], device=policy.device)
-        with policy.precision():
+        with policy.module.precision():
             outputs = policy.module.model(input_ids=ids, use_cache=False)
         logits = outputs.logits[0, len(prompt) - 1 : -1]  # [T, V]
         targets = torch.tensor(completion, device=policy.device)  # [T]
@@ -194,7 +194,7 @@ def _head_gives_the_logits(policy: Policy, prompt: list[int]) -> bool:
     head = policy.module.causal_lm.get_output_embeddings()
     handle = head.register_forward_hook(lambda module, inputs, output: seen.append(output))
     try:
-        with torch.no_grad(), policy.precision():
+        with torch.no_grad(), policy.module.precision():
             ids = torch.tensor([prompt], device=policy.device)
             logits = policy.module.model(input_ids=ids, use_cache=False)
     finally:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from rl4lm import ReinforceTrainer, Rollout, objective
 from rl4lm.estimator import losses
-from rl4lm.model import policy
+from rl4lm.model import policy, teacher_forcing
 from rl4lm.passes import microbatch
 from rl4lm.screen.console import Screen
 from rl4lm.types import StepStats
@@ -32,14 +32,14 @@ SPLITS = (1, 10, 20, 10**6)  # tokens of a micro-batch: one row each, some, some
 
 def scale_micro_batches(patch: Any, factor: Callable[[int], float]) -> None:
     """Plant a factor that depends on the tokens n of a micro-batch."""
-    tiled = policy.tiled_gradient
+    tiled = teacher_forcing.tiled_gradient
 
     def scaled(hidden, head, targets, weights, temperature, vocabulary, entropies=None):
         by = factor(len(targets))
         changed = None if entropies is None else entropies * by
         return tiled(hidden, head, targets, weights * by, temperature, vocabulary, changed)
 
-    patch.setattr(policy, "tiled_gradient", scaled)
+    patch.setattr(teacher_forcing, "tiled_gradient", scaled)
 
 
 @pytest.fixture
@@ -269,14 +269,14 @@ def test_a_gradient_that_is_not_finite_touches_nothing_and_is_not_carried_on(
     run = kit.Run(tiny, max_tokens_per_micro_batch=23, **options)
     run.step()
     before, kept = run.weights(), copy.deepcopy(run.learner._optimizer.state_dict())
-    tiled, calls = policy.tiled_gradient, iter(range(10**6))
+    tiled, calls = teacher_forcing.tiled_gradient, iter(range(10**6))
 
     def poisoned(hidden, *rest):
         logprobs, gradient = tiled(hidden, *rest)
         return logprobs, gradient * (math.nan if next(calls) == 1 else 1.0)
 
     with monkeypatch.context() as patch:
-        patch.setattr(policy, "tiled_gradient", poisoned)
+        patch.setattr(teacher_forcing, "tiled_gradient", poisoned)
         stats = run.step()
     assert next(calls) > 2, "several micro-batches, one of them poisoned"
     assert math.isnan(stats.metrics["grad_norm"])
@@ -289,7 +289,9 @@ def test_a_gradient_that_is_not_finite_touches_nothing_and_is_not_carried_on(
     assert math.isfinite(stats.metrics["grad_norm"])
     assert stats.metrics["updated"]
     monkeypatch.setattr(
-        policy, "tiled_gradient", lambda h, *rest: (tiled(h, *rest)[0], h.detach() * math.nan)
+        teacher_forcing,
+        "tiled_gradient",
+        lambda h, *rest: (tiled(h, *rest)[0], h.detach() * math.nan),
     )
     run.step(), run.step(), run.step()
     assert run.learner.non_finite == 3  # after which a run stops: tests/e2e/test_resume.py
