@@ -15,9 +15,9 @@ from rl4lm.estimator.losses import TokenWeights
 from rl4lm.model import teacher_forcing
 from rl4lm.model.adapters import add_adapter
 from rl4lm.model.preparing import inference_mode_of
-from rl4lm.preflight import probe as probe_module
 from rl4lm.preflight.packability import why_not_packable
 from rl4lm.preflight.probe import probe
+from rl4lm.preflight.yardstick import made_up_rollout, plain_logprobs
 from rl4lm.randomness import Stream
 from rl4lm.sampling.drawing import InverseCdf
 from rl4lm.sampling.loop import EndRule, generate
@@ -110,8 +110,8 @@ def test_layers_that_look_at_their_neighbours_are_found_in_a_packed_row(std, tin
         return forward(self, states + 1e-3 * before)
 
     monkeypatch.setattr(modeling_llama.LlamaMLP, "forward", mixing)
-    rollout = probe_module._made_up_rollout(policy)
-    reference = probe_module._plain_logprobs(policy, rollout)
+    rollout = made_up_rollout(policy)
+    reference = plain_logprobs(policy, rollout)
     why = why_not_packable(policy, rollout, reference)
     assert why == "sequences of a packed row see one another"
 
@@ -129,8 +129,8 @@ def test_a_model_that_keeps_its_own_attention_is_found(tiny, monkeypatch):
         return own(self, *given, **named)
 
     monkeypatch.setattr(modeling_llama.LlamaAttention, "forward", sometimes)
-    rollout = probe_module._made_up_rollout(policy)
-    why = why_not_packable(policy, rollout, probe_module._plain_logprobs(policy, rollout))
+    rollout = made_up_rollout(policy)
+    why = why_not_packable(policy, rollout, plain_logprobs(policy, rollout))
     assert why == "1 of its 2 layers let their attention be replaced"
 
 

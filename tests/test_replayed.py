@@ -174,8 +174,8 @@ def test_a_rollout_in_one_context_of_precision_casts_each_weight_once(captures, 
     with Casts() as casts:
         sample(policy, replays=False)
     assert casts.count == 1
-    precision, outermost = policy.precision, iter([nullcontext()])
-    policy.precision = lambda: next(outermost, None) or precision()
+    precision, outermost = policy.module.precision, iter([nullcontext()])
+    policy.module.precision = lambda: next(outermost, None) or precision()
     with Casts() as casts:
         sample(policy, replays=False)
     assert casts.count > 1

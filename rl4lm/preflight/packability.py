@@ -18,6 +18,7 @@ from rl4lm.passes.attention import NotPackableError, shared_prompts
 from rl4lm.passes.microbatch import MicroBatch, micro_batches
 from rl4lm.passes.packed_attention import PackedRow
 from rl4lm.passes.packing import Packing
+from rl4lm.preflight.yardstick import gap
 from rl4lm.types import Rollout
 
 
@@ -39,8 +40,8 @@ def why_not_packable(policy: Policy, rollout: Rollout, reference: Tensor) -> str
         return str(error)
     if leak is not None:
         return leak
-    gap = float((policy.completion_logprobs(rollout) - reference).abs().max())
-    return None if gap <= policy.tolerance else f"packed log-probs are off by {gap:.2g}"
+    off = gap(policy.completion_logprobs(rollout), reference)
+    return None if off <= policy.tolerance else f"packed log-probs are off by {off:.2g}"
 
 
 def _layers(policy: Policy) -> int:
