@@ -75,13 +75,10 @@ def accumulate_gradient(
     max_tokens: int,
 ) -> Tensor:
     """Add the gradient of the weighted sum over all tokens; returns the log-probs met, [B, T]."""
-    mask = rollout.completion_mask
+    mask = rollout.completion_mask  # bool [B, T]
     owners = first_of_equals(rollout)  # int64 [B]
-    merged = _merged(weights, owners)
-    tables = [merged.logprobs]  # [B, T] each
-    if (merged.entropies.ne(0) & mask).any():  # else no entropy needs to be computed
-        tables.append(merged.entropies)
-    batches = list(micro_batches(rollout, _live(merged, mask), max_tokens, module.packs))
+    tables = _added_up(weights, owners, mask)  # [B, T] each
+    batches = list(micro_batches(rollout, _live(tables, mask), max_tokens, module.packs))
     idle = shards.most(len(batches)) - len(batches)  # passes for the sake of other processes
     dealt = bool(shards)
     met = torch.full(mask.shape, float("nan"), dtype=module.logprob_dtype)
@@ -89,9 +86,8 @@ def accumulate_gradient(
     # The backward pass is in it too, since it may compute activations again.
     with module.packing(), shards.passing():
         for batch in batches:
-            chosen = [_of_tokens(table, batch, mask) for table in tables]
-            found = _differentiate(module, batch, temperature, dealt, *chosen)
-            _scatter(met, batch, mask, found)
+            chosen = [_of_tokens(table, batch, mask) for table in tables]  # [n] each
+            _scatter(met, batch, mask, _differentiate(module, batch, temperature, dealt, *chosen))
         if idle:
             batch = _shortest(rollout, module.packs)
             nothing = [_of_tokens(torch.zeros_like(table), batch, mask) for table in tables]
@@ -100,20 +96,22 @@ def accumulate_gradient(
     return met[owners]
 
 
-def _merged(weights: TokenWeights, owners: Tensor) -> TokenWeights:
-    """The weights of equal completions added up at their owners, int64 [B]; 0 at the others."""
-    return TokenWeights(
-        *(
-            torch.zeros_like(table).index_add_(0, owners, table)
-            for table in (weights.logprobs, weights.entropies)
-        )
+def _added_up(weights: TokenWeights, owners: Tensor, mask: Tensor) -> list[Tensor]:
+    """∂L/∂log π [B, T], and ∂L/∂H [B, T] where any is not 0, else no entropy is computed.
+
+    The weights of equal completions are added up at their owner, int64 [B], which is run for all.
+    """
+    of_logprobs, of_entropies = (
+        torch.zeros_like(table).index_add_(0, owners, table)
+        for table in (weights.logprobs, weights.entropies)
     )
+    return [of_logprobs, of_entropies] if (of_entropies.ne(0) & mask).any() else [of_logprobs]
 
 
-def _live(weights: TokenWeights, mask: Tensor) -> list[int]:
+def _live(tables: list[Tensor], mask: Tensor) -> list[int]:
     """The completions that have any weight; the others have no gradient and are not run."""
-    weighed = (weights.logprobs.ne(0) | weights.entropies.ne(0)) & mask  # bool [B, T]
-    return weighed.any(dim=1).nonzero().flatten().tolist()
+    weighed = torch.stack([table.ne(0) & mask for table in tables])  # bool [1 or 2, B, T]
+    return weighed.any(dim=2).any(dim=0).nonzero().flatten().tolist()
 
 
 def _shortest(rollout: Rollout, packed: bool) -> MicroBatch:
@@ -150,6 +148,7 @@ def _differentiate(
     """
 
     def read(hidden: Tensor, head: Head) -> tuple[Tensor, Tensor, Tensor]:
+        """log π [n], the hidden states [S·L, H], and the gradient that goes back from them."""
         device = hidden.device
         flat = hidden.flatten(0, 1)  # [S·L, H]
         predicts = batch.predicts.to(device)  # int64 [n]
@@ -166,9 +165,9 @@ def _differentiate(
             flat = flat.clone() if flat.requires_grad else flat.detach().requires_grad_()
         return logprobs, flat, torch.zeros_like(flat).index_add_(0, predicts, gradient)
 
-    logprobs, hidden, gradient = module.run(batch, read)
-    if hidden.requires_grad:  # not so where only the head is trained
-        hidden.backward(gradient)
+    logprobs, flat, gradient = module.run(batch, read)
+    if flat.requires_grad:  # not so where only the head is trained
+        flat.backward(gradient)
     return logprobs
 
 
