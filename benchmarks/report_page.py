@@ -37,7 +37,9 @@ def measure(page: Page, file: Path) -> dict[str, float]:
     """Milliseconds of loading, of each filter, and of sorting by each column twice."""
     page.goto(file.as_uri())
     page.wait_for_selector("html[data-ready]")
-    found = {name: milliseconds(page, name)[0] for name in ("load", "prepare")}  # the second in the first
+    found = {
+        name: milliseconds(page, name)[0] for name in ("load", "prepare")
+    }  # the second in the first
     found["filter: first"] = milliseconds(page, "filter")[0]
     for name, words in FILTERS.items():
         before = len(milliseconds(page, "filter"))
