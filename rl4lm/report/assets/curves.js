@@ -40,7 +40,7 @@ function axis(form) {
     stroke: colour("--soft"),
     grid: { stroke: colour("--line"), width: 1 },
     ticks: { stroke: colour("--line"), width: 1 },
-    size: 60,
+    size: 68,
     values: (plot, splits) => splits.map((value) => (value == null ? "" : written(form, value))),
   };
 }
