@@ -9,6 +9,7 @@ import pytest
 
 from rl4lm.builtin import model_path
 from rl4lm.cli import main
+from rl4lm.screen import stages
 
 EXACT = "rewards.arithmetic:exact_answer"
 MINE = """
@@ -22,6 +23,11 @@ def hangs(completion, answer):
     return float(completion == answer) - 0.25
 
 hangs.minimum = -1.0
+
+@per_sample
+def slow(completion, **columns):
+    time.sleep(0.3)
+    return 1.0
 
 @per_sample
 def crashes(completion, answer):
@@ -120,6 +126,22 @@ def test_what_is_shown_fits_eighty_columns(score):
     assert "EARNED BY TRICKS: " in text
     assert "scored twice: every row earned the same" in text
     assert max(map(len, text.splitlines())) <= 80
+
+
+def test_what_takes_long_tells_how_far_it_is_where_it_spoils_no_results(
+    folder, capsys, monkeypatch
+):
+    monkeypatch.setattr(stages.Stages.__init__, "__defaults__", (0.05,))
+    (folder / "rows.jsonl").write_text('{"prompt": "p", "completion": "2", "answer": "2"}\n')
+    words = ["score", "--reward", "mine.py:slow", "--data", "rows.jsonl"]
+    assert main(words) == 0
+    assert "scoring 1 rows: 0:0" in capsys.readouterr().out
+    assert main([*words, "--json"]) == 0
+    printed = capsys.readouterr()
+    assert "scoring 1 rows: 0:0" in printed.err
+    assert json.loads(printed.out)["scored"] == 1
+    assert main([*words, "--json", "--quiet"]) == 0
+    assert "scoring" not in capsys.readouterr().err
 
 
 def test_a_quiet_score_leaves_the_rows_out_and_tells_what_they_come_to(score):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -306,3 +307,36 @@ def test_the_prompts_may_have_another_columns_name(file):
     ]
     with pytest.raises(DataError, match="prompt is missing"):
         read_rows(path)
+
+
+class Heard:
+    """Notes what it is told of every stage: the last count."""
+
+    def __init__(self):
+        self.stages = {}
+
+    def begin(self, what):
+        self.what = what
+        self.stages[what] = None
+
+    def told(self, done, total):
+        self.stages[self.what] = (done, total)
+
+
+def test_who_watches_is_told_of_every_stage_and_of_rows_asked_about_alone():
+    def raises_at_c(completions, **columns):
+        if "c" in completions:
+            raise ValueError
+        return [1.0] * len(completions)
+
+    rows = [{"prompt": "p", "completion": text} for text in "abcd"]
+    heard = Heard()
+    bench = Bench([NamedReward("r", raises_at_c)], [1.0], on_error="mask", stages=heard)
+    examine(bench, rows)
+    assert heard.stages == {
+        "scoring 4 rows": (4, 4),  # one by one, since a call about all failed
+        "scoring 4 rows again": (4, 4),
+        "scoring rows one by one": (4, 4),
+    }
+    examine(replace(bench, stages=(quick := Heard())), rows[:2])
+    assert quick.stages["scoring 2 rows"] is None  # one call, which nobody can look into
