@@ -185,6 +185,17 @@ def test_chat_prompts_are_rendered_for_the_model_and_told_as_messages(score, fol
     assert [row["completion"] for row in rows[:2]] != [""] * 2
 
 
+def test_completions_of_a_run_are_scored_as_the_run_scored_them(folder, score, capsys):
+    small = ["--prompts_per_step", 4, "--max_steps", 1, "--eval_samples", 0, "--noise_every", 0]
+    assert main(["train", "--output_dir", "run", *map(str, small), "--quiet"]) == 0
+    capsys.readouterr()
+    page = "run/completions/step-000001.jsonl"
+    score("--reward", EXACT, "--data", page, "--out", "scored.jsonl")
+    logged = [json.loads(line)["reward"] for line in (folder / page).read_text().splitlines()]
+    assert [row["reward"] for row in written(folder)] == logged
+    assert 0 < sum(logged) < len(logged)
+
+
 def test_a_tokenizer_makes_the_ids_that_rows_lack(score, folder):
     rows = [{"completion": "22"}, {"completion": "1", "completion_ids": [1, 2, 3]}]
     words = ["--reward", "mine.py:tokens", "--tokenizer", "builtin:tiny-arithmetic"]

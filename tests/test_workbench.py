@@ -54,6 +54,21 @@ def test_a_summary_of_rows_without_a_reward_has_no_numbers():
     assert [summary[name] for name in ("mean", "std", "min", "max")] == [None] * 4
 
 
+def test_rows_of_a_runs_log_have_the_columns_of_the_data_as_their_own(file):
+    logged = {"prompt_id": "train-4", "sampling_logprob": -1.0, "prompt": "p", "completion": "2"}
+    rows = [
+        {**logged, "step": 1, "columns": {"answer": "2", "step": "of the data", "prompt": "other"}},
+        {**logged, "step": 1, "columns": {"step": "of the data"}},  # a long answer, written once
+        {**logged, "step": 1, "columns": {}, "prompt_id": "train-5"},
+    ]
+    first, second, other = read_rows(file("".join(json.dumps(row) + "\n" for row in rows)))
+    assert first == second
+    assert (first["answer"], first["step"], first["prompt"]) == ("2", "of the data", "p")
+    assert "answer" not in other
+    mine = {"prompt": "p", "completion": "2", "columns": {"answer": "2"}}  # no log's
+    assert read_rows(file(json.dumps(mine))) == [mine]
+
+
 def test_lines_end_at_line_feeds_only(file):
     """JSON may hold other characters that Python takes for line ends, and so do completions."""
     texts = ["a\u2028b", "a\x85b", "a\u2029", "a\rb"]
