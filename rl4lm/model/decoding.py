@@ -31,6 +31,7 @@ def prefill_packed(
     prompts = [
         row[mask].tolist() for row, mask in zip(prompt_ids.cpu(), prompt_mask.cpu(), strict=True)
     ]
+    # With completions of one token, of which nothing is fed, the row is prompts only.
     row = pack({k: (prompt, [0]) for k, prompt in enumerate(prompts)}, range(len(prompts)))
     device = module.device
     ends = torch.tensor([row.prompt_ends[k] for k in range(len(prompts))], device=device)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from rl4lm.builtin import model_path
+from rl4lm.builtin import is_builtin, model_path
 from rl4lm.errors import ModelError, first_line
 from rl4lm.model.adapters import load_adapter, split_adapter
 from rl4lm.model.quantized import is_quantised, loading_options
@@ -62,7 +62,7 @@ def open_model(
     from transformers import AutoConfig
 
     name = str(name)
-    path = str(model_path(name)) if name.startswith("builtin:") else name
+    path = str(model_path(name)) if is_builtin(name) else name
     base, adapter = split_adapter(path)
     _check_place(name, base, adapter)
     try:
@@ -144,7 +144,7 @@ def open_tokenizer(name: str, *, trust_remote_code: bool = False) -> Any:
     Raises:
         ModelError: there is none.
     """
-    path = str(model_path(name)) if name.startswith("builtin:") else name
+    path = str(model_path(name)) if is_builtin(name) else name
     base, _ = split_adapter(path)
     if of_run := _of_run(Path(base)):
         raise ModelError(f"no tokenizer could be read from {name!r}: {of_run}")

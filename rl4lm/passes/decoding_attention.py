@@ -31,24 +31,24 @@ class PromptStore:
             for bucket in packing.prompts
         ]
         self.device = device
+        self.count, self._width = len(lengths), max(lengths)  # D, Q
         self.keys: dict[int, Tensor] = {}  # layer -> [D, key heads, Q, d]
         self.values: dict[int, Tensor] = {}
         at = torch.tensor(order).argsort()
-        seen = torch.arange(max(lengths)) < torch.tensor(lengths)[at][:, None]  # [D, Q]
+        seen = torch.arange(self._width) < torch.tensor(lengths)[at][:, None]  # [D, Q]
         hidden = torch.zeros(seen.shape).masked_fill(~seen, -torch.inf)
         self.hidden = None if bool(seen.all()) else hidden.to(device)[:, None, None]  # [D, 1, 1, Q]
-        self._shape = seen.shape
 
     def add(self, layer: int, bucket: int, keys: Tensor, values: Tensor) -> None:
         """Put the keys and values [n, Q', key heads, d] of a bucket's prompts in their places."""
         for held, new in ((self.keys, keys), (self.values, values)):
             if layer not in held:
-                count, width = self._shape
-                held[layer] = new.new_zeros(count, new.shape[2], width, new.shape[3])
+                held[layer] = new.new_zeros(self.count, new.shape[2], self._width, new.shape[3])
             held[layer][self._places[bucket], :, : new.shape[1]] = new.transpose(1, 2)
 
     def keep(self, prompts: Tensor) -> None:
         """Drop all prompts but these, int64 [D']."""
+        self.count = len(prompts)
         for held in (self.keys, self.values):
             for layer, tensor in held.items():
                 held[layer] = tensor.index_select(0, prompts)
@@ -69,28 +69,31 @@ class Decoding:
         """
         self._store = store
         self._own_hidden = own_hidden
-        self._owners = list(range(len(next(iter(store.keys.values())))))  # row -> prompt
+        self._owners = list(range(store.count))  # row -> prompt
         self._places: Tensor | None = None  # int64 [b], of each row among [D, W]; None = all full
-        self._prompts = len(self._owners)  # D
         self._width = 1  # W, rows of a prompt at most
 
     def select(self, rows: Tensor) -> None:
         """Keep these rows; a row may come several times."""
         owners = [self._owners[row] for row in rows.tolist()]
         left = sorted(set(owners))
-        if len(left) < len(set(self._owners)):
+        if len(left) < self._store.count:
             self._store.keep(torch.tensor(left, device=rows.device))
         renamed = {prompt: place for place, prompt in enumerate(left)}
-        self._owners, self._prompts = [renamed[owner] for owner in owners], len(left)
-        counts = [0] * len(left)
+        self._owners = [renamed[owner] for owner in owners]
+        self._lay_out(rows.device)
+
+    def _lay_out(self, device: torch.device) -> None:
+        """Give each prompt room for W rows, and each row a place in the room of its prompt."""
+        counts = [0] * self._store.count
         places = []
         for owner in self._owners:
             places.append((owner, counts[owner]))
             counts[owner] += 1
         self._width = max(counts, default=1)
         flat = [owner * self._width + k for owner, k in places]
-        full = flat == list(range(len(left) * self._width))
-        self._places = None if full else torch.tensor(flat, device=rows.device)
+        full = flat == list(range(len(counts) * self._width))
+        self._places = None if full else torch.tensor(flat, device=device)
 
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float | None
@@ -122,7 +125,7 @@ class Decoding:
     def _by_prompt(self, rows: Tensor) -> Tensor:
         """[b, key heads, shared, x] -> [D, key heads, W · shared, x]."""
         if self._places is not None:
-            room = rows.new_zeros(self._prompts * self._width, *rows.shape[1:])
+            room = rows.new_zeros(self._store.count * self._width, *rows.shape[1:])
             rows = room.index_copy_(0, self._places, rows)
         grouped = rows.unflatten(0, (-1, self._width))  # [D, W, key heads, shared, x]
         return grouped.transpose(1, 2).flatten(2, 3)

@@ -72,9 +72,7 @@ class FixedLayer(CacheLayerMixin):
         """Tokens that fit."""
         return self._capacity
 
-    def get_max_cache_shape(self) -> int:
-        """Tokens that fit, by the name of earlier versions of transformers."""
-        return self._capacity
+    get_max_cache_shape = get_max_length  # its name in earlier versions of transformers
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep the sequences of these indices, in their order."""
@@ -139,9 +137,7 @@ class StaticLayer(CacheLayerMixin):
         """Tokens that fit."""
         return self._front.capacity
 
-    def get_max_cache_shape(self) -> int:
-        """Tokens that fit, by the name of earlier versions of transformers."""
-        return self._front.capacity
+    get_max_cache_shape = get_max_length  # its name in earlier versions of transformers
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep the sequences of these indices, in their order."""

@@ -46,7 +46,8 @@ class PackedRow:
         queries, keys, values = (
             x[0].transpose(0, 1).split(self._sizes) for x in (query, key, value)
         )  # of each bucket [tokens, heads, d]
-        pieces, seen = [], []
+        pieces: list[Tensor] = []  # of each bucket [tokens, heads, d']
+        seen: list[tuple[Tensor, Tensor]] = []  # keys and values of its prompts, [n, Q, heads, d]
         for k, padding in enumerate(self._prompts):
             q, prompt_k, prompt_v = (padding.rows(x[k]) for x in (queries, keys, values))
             seen.append((prompt_k, prompt_v))
