@@ -113,10 +113,10 @@ def _of_run(path: Path) -> str | None:
     """Where the weights of a run are, in words; None where the folder is none of a run."""
     if not os.path.isfile(path / "config.yaml"):  # False too for a name that is too long
         return None
-    saved = sorted(path.glob("checkpoint-*"), key=lambda folder: (len(folder.name), folder.name))
-    places = {"final weights are in": path / "model"}
-    places |= {"newest checkpoint is": folder for folder in saved if _has_weights(folder)}
-    told = [f"whose {what} {str(at)!r}" for what, at in places.items() if _has_weights(at)]
+    saved = [folder for folder in path.glob("checkpoint-*") if _has_weights(folder)]
+    newest = max(saved, key=lambda folder: (len(folder.name), folder.name), default=None)
+    places = {"final weights are in": path / "model", "newest checkpoint is": newest}
+    told = [f"whose {what} {str(at)!r}" for what, at in places.items() if at and _has_weights(at)]
     return "it is the directory of a run, " + (" and ".join(told) or "which has saved no weights")
 
 
