@@ -113,9 +113,9 @@ def _of_run(path: Path) -> str | None:
     if not os.path.isfile(path / "config.yaml"):  # False too for a name that is too long
         return None
     saved = sorted(path.glob("checkpoint-*"), key=lambda folder: (len(folder.name), folder.name))
-    places = {"final weights are in": path / "model"}
-    places |= {"newest checkpoint is": folder for folder in saved if _has_weights(folder)}
-    told = [f"whose {what} {str(at)!r}" for what, at in places.items() if _has_weights(at)]
+    told = [f"whose newest checkpoint is {str(at)!r}" for at in saved if _has_weights(at)][-1:]
+    if _has_weights(path / "model"):
+        told.insert(0, f"whose final weights are in {str(path / 'model')!r}")
     return "it is the directory of a run, " + (" and ".join(told) or "which has saved no weights")
 
 
