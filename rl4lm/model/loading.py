@@ -112,7 +112,9 @@ def _of_run(path: Path) -> str | None:
     """Where the weights of a run are, in words; None where the folder is none of a run."""
     if not os.path.isfile(path / "config.yaml"):  # False too for a name that is too long
         return None
-    saved = sorted(path.glob("checkpoint-*"), key=lambda folder: (len(folder.name), folder.name))
+    saved = sorted(
+        path.glob("checkpoint-*[0-9]"), key=lambda folder: (len(folder.name), folder.name)
+    )
     told = [f"whose newest checkpoint is {str(at)!r}" for at in saved if _has_weights(at)][-1:]
     if _has_weights(path / "model"):
         told.insert(0, f"whose final weights are in {str(path / 'model')!r}")

@@ -113,8 +113,9 @@ def nothing_left_to_learn(log: RunLog) -> Finding | None:
         "nothing_left_to_learn",
         Severity.NOTE,
         f"mean reward {average(policy_rewards(log.recent)):.3g} in the last {len(log.recent)} "
-        f"steps, the highest ever paid is {highest:.3g}; {percent(mean(log.recent, 'effective_share'))} of "
-        "the completions still have an advantage",
+        f"steps, the highest ever paid is {highest:.3g}; "
+        f"{percent(mean(log.recent, 'effective_share'))} of the completions still have an "
+        "advantage",
         "prompts that are always answered right teach nothing more",
         ("harder prompts", "stop here"),
     )
