@@ -113,10 +113,12 @@ def _of_run(path: Path) -> str | None:
     """Where the weights of a run are, in words; None where the folder is none of a run."""
     if not os.path.isfile(path / "config.yaml"):  # False too for a name that is too long
         return None
-    saved = [folder for folder in path.glob("checkpoint-*") if _has_weights(folder)]
-    newest = max(saved, key=lambda folder: (len(folder.name), folder.name), default=None)
-    places = {"final weights are in": path / "model", "newest checkpoint is": newest}
-    told = [f"whose {what} {str(at)!r}" for what, at in places.items() if at and _has_weights(at)]
+    saved = sorted(
+        path.glob("checkpoint-*[0-9]"), key=lambda folder: (len(folder.name), folder.name)
+    )
+    told = [f"whose newest checkpoint is {str(at)!r}" for at in saved if _has_weights(at)][-1:]
+    if _has_weights(path / "model"):
+        told.insert(0, f"whose final weights are in {str(path / 'model')!r}")
     return "it is the directory of a run, " + (" and ".join(told) or "which has saved no weights")
 
 
