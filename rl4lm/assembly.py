@@ -82,7 +82,7 @@ def assemble_task(
     if splits.evaluation is not None:
         held_out, more = leave_out_unfit(judges.scorer.rewards, splits.evaluation)
         notes += more
-    exams, more = assemble_exams(config, judges.scorer, judges.accuracy, held_out)
+    exams, more = assemble_exams(config, judges.scorer, judges.accuracy, held_out, splits.further)
     has_own = splits.evaluation is not None
     return Task(train, held_out, has_own, judges, exams, [*notes, *more], splits.warnings)
 

@@ -19,6 +19,7 @@ from pydantic.dataclasses import dataclass
 from pydantic_core import ErrorDetails
 
 from rl4lm.errors import ConfigError, did_you_mean
+from rl4lm.estimator.names import COMPARES_WITHIN_PROMPT
 from rl4lm.settings.address import unusable_address, without_password
 from rl4lm.settings.data_rules import data_conflicts
 from rl4lm.settings.fields.data import DataFields
@@ -33,9 +34,6 @@ from rl4lm.settings.refusals import asks_for_nothing, refused_value, unknown_opt
 from rl4lm.settings.schema import RULES, Option, describe
 
 ConfigClass = TypeVar("ConfigClass")
-
-# Baselines that need several completions of a prompt; a lone one would be compared with itself.
-COMPARES_WITHIN_PROMPT = frozenset({"prompt_mean", "prompt_leave_one_out", "length_weighted"})
 
 _PAIRED = ("rename", "chat_template_kwargs")  # lists of name=value, which a mapping may say too
 

@@ -5,6 +5,7 @@ Names are TRL's where TRL has the number. None means that a number is not define
 
 from __future__ import annotations
 
+import json
 import math
 import resource
 import sys
@@ -16,6 +17,8 @@ import torch
 from torch import Tensor
 
 from rl4lm.types import Example, Experience, Rollout, Scores
+
+_LONG = 1000  # characters of a column's value; a longer one is logged once for each prompt
 
 
 class Stopwatch:
@@ -102,6 +105,7 @@ def completion_rows(step: int, e: Experience) -> list[dict[str, Any]]:
     by_token = rollout.sampling_logprobs.tolist()
     from_start = e.advantages if e.advantages.dim() == 1 else e.advantages[:, 0]
     ended, centred = rollout.ended.tolist(), from_start.tolist()
+    columns = [_columns(example) for example in e.examples]
     return [
         {
             "step": step,
@@ -118,6 +122,7 @@ def completion_rows(step: int, e: Experience) -> list[dict[str, Any]]:
             "sampling_logprob": logprobs[i],
             "sampling_logprobs": [round(p, 4) for p in by_token[i][: len(completion_ids[i])]],
             "truncated": not ended[i],
+            "columns": columns[i // group][i % group > 0],
             **_extras(scores.extra, i),
         }
         for i in range(len(e.texts))
@@ -139,6 +144,25 @@ def unscored_rows(
         }
         for i, text in enumerate(texts)
     ]
+
+
+def _columns(example: Example) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The columns of a prompt: all, for its first completion, and the short ones, for the others.
+
+    Test programs, of which a row may have a hundred kilobytes, would be written G times otherwise.
+    """
+    every = {name: plain_column(value) for name, value in example.columns.items()}
+    return every, {n: v for n, v in every.items() if len(json.dumps(v)) <= _LONG}
+
+
+def plain_column(value: Any) -> Any:
+    """A column's value as JSON can say it; a date, say, becomes text."""
+    try:
+        said = json.dumps(value, default=str, ensure_ascii=False)
+    except (TypeError, ValueError, RecursionError):  # keys of a mapping, or a value within itself
+        said = json.dumps(str(value), ensure_ascii=False)
+    # Half of a surrogate pair is text to Python, and nothing that a file can hold.
+    return json.loads(said.encode("utf-8", "replace"))
 
 
 def _token_rewards(e: Experience, row: int) -> dict[str, list[float]]:

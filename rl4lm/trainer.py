@@ -87,7 +87,8 @@ class ReinforceTrainer:
                 ``args.reward_funcs``.
             args: the configuration; None means the defaults.
             train_dataset: rows with the prompt column; None means ``args.dataset_name``.
-            eval_dataset: rows to evaluate on; None means ``args.dataset_test_split``.
+            eval_dataset: rows to evaluate on, or a mapping of names to such; None means
+                ``args.dataset_test_split``. The first one's numbers go by their own names.
             processing_class: the tokenizer; None means the model's own.
             peft_config: an adapter to train; None means that ``args.use_peft`` decides.
             callbacks: told of every finished step.

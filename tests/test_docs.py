@@ -13,7 +13,7 @@ from rl4lm.config import OPTIONS
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", "CONTRIBUTING.md", *sorted(f"docs/{p.name}" for p in ROOT.glob("docs/*.md"))]
 TESTS = re.compile(r"`((?:\w+/)*test_\w+)::(test_\w+)`")
-FUNCTIONS = re.compile(r"`([a-z_]+):([A-Za-z_]+(?:\.[a-z_]+)*)`")
+FUNCTIONS = re.compile(r"`([a-z_.]+):([A-Za-z_]+(?:\.[a-z_]+)*)`")
 LINKS = re.compile(r"\]\(([^)#]+)\)")
 MATHS = (ROOT / "docs" / "maths.md").read_text(encoding="utf-8")
 

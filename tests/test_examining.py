@@ -33,12 +33,12 @@ SETTINGS = {
 }
 
 
-def trainer(path=None, **changes):
+def trainer(path=None, eval_dataset=None, **changes):
     return ReinforceTrainer(
         reward_funcs=exact_answer,  # in this process
         args=ReinforceConfig(output_dir=path and str(path), **{**SETTINGS, **changes}),
         train_dataset=ROWS,
-        eval_dataset=ROWS[::-1],
+        eval_dataset=eval_dataset or ROWS[::-1],
         screen=Screen(quiet=True),
     )
 
@@ -142,3 +142,15 @@ def test_fewer_completions_than_k_are_refused():
     with pytest.raises(ConfigError, match=r"eval_num_generations=4 .* say nothing of pass@8"):
         ReinforceConfig(eval_pass_at_k=[1, 8], eval_num_generations=4)
     assert ReinforceConfig(eval_num_generations=4).eval_pass_at_k == []
+
+
+def test_data_sets_given_by_name_are_evaluated_each_under_its_own(tmp_path):
+    """As those of `eval_dataset_name` are: the first by plain names."""
+    parts = {"first": ROWS[:2], "other": ROWS[2:5]}
+    found = trainer(eval_dataset=parts).evaluate()
+    assert (found["samples"], found["other/samples"]) == (2, 3)
+    alone = trainer(eval_dataset=ROWS[2:5]).evaluate()
+    assert {f"other/{name}": value for name, value in alone.items()}.items() <= found.items()
+    (tmp_path / "other.jsonl").write_text(json.dumps(ROWS[0]))
+    with pytest.raises(ConfigError, match="both have a data set called 'other'"):
+        trainer(eval_dataset=parts, eval_dataset_name=[str(tmp_path / "other.jsonl")])

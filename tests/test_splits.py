@@ -29,6 +29,7 @@ def texts(split):
 
 
 NUMBERS = [f"{k}+{k}=" for k in range(1000)]
+ROWS = [{"prompt": text} for text in NUMBERS[:4]]
 
 
 def test_a_share_of_the_prompts_is_held_out_and_nothing_is_lost():
@@ -193,3 +194,30 @@ def test_of_a_file_with_one_split_no_rows_are_made_to_evaluate_on(tmp_path):
     # A split that was asked for by name is not passed over in silence.
     with pytest.raises(MissingSplitError, match="has no split 'validation'"):
         split_rows(ReinforceConfig(**named, dataset_test_split="validation"), doubled)
+
+
+def test_several_data_sets_to_evaluate_on_come_by_name_and_the_first_is_the_main_one():
+    some, more = ([{"prompt": f"{name}{i}"} for i in range(3)] for name in "ab")
+    splits = training_splits(ReinforceConfig(), ROWS, {"easy": some, "hard": more})
+    assert [example.prompt for example in splits.evaluation.examples([0])] == ["a0"]
+    assert [example.prompt_id for example in splits.further["hard"].examples([2])] == ["hard-2"]
+    assert splits.notes == [
+        "numbers of evaluations without a name are those of 'easy'; others are hard/…"
+    ]
+    alone = training_splits(ReinforceConfig(), ROWS, {"easy": some})
+    assert (alone.further, alone.notes) == ({}, [])
+    assert training_splits(ReinforceConfig(), ROWS, some).further == {}
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({}, "at least one name"),
+        ({"": ROWS, "b": ROWS}, "got the names \\['', 'b'\\]"),
+        ({"easy": {"test": ROWS}}, "one split is expected, got a mapping with test"),
+        ({"prompt": ["a", "b"]}, "must be mappings"),
+    ],
+)
+def test_a_mapping_that_names_no_data_sets_is_refused(given, told):
+    with pytest.raises(DataError, match=told):
+        training_splits(ReinforceConfig(), ROWS, given)

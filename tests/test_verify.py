@@ -594,7 +594,7 @@ def test_a_quarter_of_the_matrix_is_exact_with_fewer_batches(monkeypatch):
             config = replace(config, fast_path=len(verdicts) % 3 > 0)
             found = verify(config, token_rewards, variances=False)
             verdicts.append((found.verdict, bool(found.why)))
-    assert len(verdicts) == 31
+    assert abs(len(verdicts) - len(list(every_case(ReinforceConfig()))) / 4) < 2
     assert set(verdicts) == {("exact", False), ("another objective", True)}
     assert verdicts.count(("another objective", True)) == 5
 

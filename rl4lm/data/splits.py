@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from rl4lm.config import OPTIONS, ReinforceConfig
@@ -47,6 +47,7 @@ class Splits:
     evaluation: PromptData | None  # None where nothing is kept for it
     notes: Sequence[str]  # lines about what was chosen
     warnings: Sequence[str]
+    further: Mapping[str, PromptData] = field(default_factory=dict)  # evaluated on too, by name
 
 
 def training_splits(
@@ -57,16 +58,20 @@ def training_splits(
     Args:
         config: the options.
         train_dataset: rows handed over; None means `dataset_name`.
-        eval_dataset: rows to evaluate on; None means `dataset_test_split`, or what is held out.
+        eval_dataset: rows to evaluate on, or several such by name, the main one first; None means
+            `dataset_test_split`, or what is held out.
 
     Raises:
         DataError: what cannot be read, or both a split to evaluate on and a share to hold out.
     """
     train = _train(config, train_dataset).first(config.max_train_samples)
-    evaluation = _evaluation(config, train_dataset, eval_dataset)
-    notes = _on_columns(config, train)
+    first, further = _parted(eval_dataset)
+    evaluation = _evaluation(config, train_dataset, first)
+    notes = [*_on_columns(config, train), *_on_names(eval_dataset)]
     if not config.held_out_share:
-        return Splits(train, evaluation, notes, _on_overlap(config, train, evaluation))
+        warnings = _on_overlap(config, train, evaluation)
+        others = {name: _handed_over(config, rows, name) for name, rows in further.items()}
+        return Splits(train, evaluation, notes, warnings, others)
     if evaluation is not None:
         raise DataError(
             f"held_out_share={config.held_out_share} is for data without a split to evaluate on, "
@@ -126,10 +131,39 @@ def _train(config: ReinforceConfig, given: Any) -> PromptData:
     return from_dataset(given, column, "train", shape, config.max_train_samples)
 
 
+def _parted(given: Any) -> tuple[Any, dict[str, Any]]:
+    """What is evaluated on first, and what else, by name.
+
+    Raises:
+        DataError: a mapping without data sets, or with a name that numbers cannot go by.
+    """
+    if not isinstance(given, Mapping):
+        return given, {}
+    if not given or not all(isinstance(name, str) and name for name in given):
+        raise DataError(
+            "eval_dataset must be rows, or a mapping with at least one name and its rows, such as "
+            f"{{'easy': rows}}, got the names {list(given)}"
+        )
+    (_, first), *further = given.items()
+    return first, dict(further)
+
+
+def _on_names(given: Any) -> list[str]:
+    if not isinstance(given, Mapping) or len(given) == 1:
+        return []
+    first, *further = given
+    told = ", ".join(f"{name}/…" for name in further)
+    return [f"numbers of evaluations without a name are those of {first!r}; others are {told}"]
+
+
+def _handed_over(config: ReinforceConfig, rows: Any, split: str) -> PromptData:
+    column, shape = config.prompt_column, shape_of(config)
+    return from_dataset(rows, column, split, shape, config.eval_samples or None)
+
+
 def _evaluation(config: ReinforceConfig, train_given: Any, given: Any) -> PromptData | None:
     if given is not None:
-        column, shape = config.prompt_column, shape_of(config)
-        return from_dataset(given, column, "test", shape, config.eval_samples or None)
+        return _handed_over(config, given, "test")
     if train_given is not None:
         return None
     return _held_out(config, lambda split: _named(config, split))

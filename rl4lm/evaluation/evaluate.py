@@ -17,6 +17,7 @@ from torch import Tensor
 
 from rl4lm.data.examples import PromptData
 from rl4lm.evaluation.outcomes import ACCURACY, Record, in_order, outcomes, summarize
+from rl4lm.metrics import plain_column
 from rl4lm.model.policy import Policy
 from rl4lm.processes.world import World
 from rl4lm.randomness import Stream
@@ -260,7 +261,7 @@ def _hash(examples: Sequence[Example]) -> str:
 
 def _row(label: str, example: Example, record: Record) -> dict[str, Any]:
     """A completion as a file has it: what ``rl4lm score`` reads, and what was found."""
-    columns = {name: _plain(value) for name, value in example.columns.items()}
+    columns = {name: plain_column(value) for name, value in example.columns.items()}
     return {
         **columns,
         "dataset": label,
@@ -275,8 +276,3 @@ def _row(label: str, example: Example, record: Record) -> dict[str, Any]:
         "metrics": record["metrics"],
         "truncated": not record["ended"],
     }
-
-
-def _plain(value: Any) -> Any:
-    """A column's value as JSON can say it; a date, say, becomes text."""
-    return json.loads(json.dumps(value, default=str))

@@ -5,6 +5,7 @@ Everything that can be refused without the weights is refused before they are re
 
 from __future__ import annotations
 
+import os
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,7 +105,22 @@ def _check_place(name: str, base: str, adapter: str | None) -> None:
     if path.is_file():
         raise _no_model(name, "it is a file; name the directory that holds config.json", named)
     if exists and not (path / "config.json").is_file():
-        raise _no_model(name, "there is no config.json in it", named)
+        raise _no_model(name, _of_run(path) or "there is no config.json in it", named)
+
+
+def _of_run(path: Path) -> str | None:
+    """Where the weights of a run are, in words; None where the folder is none of a run."""
+    if not os.path.isfile(path / "config.yaml"):  # False too for a name that is too long
+        return None
+    saved = [folder for folder in path.glob("checkpoint-*") if _has_weights(folder)]
+    newest = max(saved, key=lambda folder: (len(folder.name), folder.name), default=None)
+    places = {"final weights are in": path / "model", "newest checkpoint is": newest}
+    told = [f"whose {what} {str(at)!r}" for what, at in places.items() if at and _has_weights(at)]
+    return "it is the directory of a run, " + (" and ".join(told) or "which has saved no weights")
+
+
+def _has_weights(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in ("config.json", "adapter_config.json"))
 
 
 def _check_causal(name: str, config: Any) -> None:
@@ -129,6 +145,8 @@ def open_tokenizer(name: str, *, trust_remote_code: bool = False) -> Any:
     """
     path = str(model_path(name)) if name.startswith("builtin:") else name
     base, _ = split_adapter(path)
+    if of_run := _of_run(Path(base)):
+        raise ModelError(f"no tokenizer could be read from {name!r}: {of_run}")
     return _load_tokenizer(path, base, name, trust_remote_code)
 
 

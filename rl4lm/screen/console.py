@@ -32,6 +32,7 @@ from rl4lm.screen.panels import (
     versus,
 )
 from rl4lm.screen.scoreboard import report_lines, scored_table
+from rl4lm.screen.stages import Stages
 from rl4lm.screen.wording import (
     clock,
     describe_evaluation,
@@ -118,6 +119,10 @@ class Screen:
     def warn(self, text: str) -> None:
         """A line that should not be missed."""
         self._console.print(f"[bold yellow]warning:[/] {escape(text)}")
+
+    def stages(self) -> Stages:
+        """What shows how far a command is that makes no steps."""
+        return Stages(self._console, shown=self.speaks and not self._terse)
 
     def start(self, first_step: int, total: int) -> None:
         """Begin to show steps."""

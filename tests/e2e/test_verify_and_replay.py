@@ -70,7 +70,8 @@ def test_another_objective_is_said_to_be_one(tmp_path):
 
 PLANTED = """
 import sys
-from rl4lm import cli, policy
+from rl4lm import cli
+from rl4lm.model import policy
 
 original = policy.tiled_gradient
 policy.tiled_gradient = lambda hidden, head, targets, weights, *rest: original(
