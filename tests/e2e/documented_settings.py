@@ -138,7 +138,7 @@ REPLACED = {
     "--seed S": "--seed 1",
     "--step 40": "--step 2",
     "--checkpoint 150": "--checkpoint 2",
-    "--by difficulty": "--by difficulty --dataset_name prompts.jsonl",
+    "--by difficulty": "--by difficulty --dataset_name prompts.jsonl --dataset_test_split train",
     "--resume_from_checkpoint true …": "--resume_from_checkpoint true",
     "-m rl4lm eval …": "-m rl4lm eval --model_name_or_path runs/mine/model",
     "--nproc_per_node 8": "--nproc_per_node 1 --local_addr 127.0.0.1",
@@ -156,7 +156,11 @@ SMALLER = {
         "max_steps=30": "max_steps=1, eval_samples=4",
         "prompts_per_step=128": "prompts_per_step=4",
     },
-    "docs/from_trl.md": {"max_steps=100": "max_steps=1", "length=64": "length=8"},
+    "docs/from_trl.md": {
+        "max_steps=100": "max_steps=1",
+        "length=64": "length=8",
+        "batch_size=8,": "batch_size=8, bf16=False, use_cpu=True,",
+    },
 }
 PYTHON_RUN_BY = {
     "docs/architecture.md": "e2e/test_adding::test_what_was_added_passes_the_checks",

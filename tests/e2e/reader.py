@@ -208,7 +208,7 @@ def smaller(page: str, code: str) -> str:
 def _small(words: list[str]) -> list[str]:
     """The settings to append to a command."""
     if any(word.startswith("recipes/") and word.endswith(".py") for word in words):
-        return SHORT
+        return [*SHORT, "--overwrite_output_dir"]
     small = next((SMALL[word] for word in words[:8] if word in SMALL), [])
     goes_on = "--resume_from_checkpoint" in words
     return [*small, "--overwrite_output_dir"] if small is SHORT and not goes_on else small
