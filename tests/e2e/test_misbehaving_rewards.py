@@ -89,10 +89,11 @@ def test_a_completion_that_breaks_the_grader_scores_the_least_and_the_run_goes_o
     assert seconds < 120
     assert [row[f"rewards/{reward}/{counter}"] for row in logged(tmp_path)] == [4, 4]
     page = (tmp_path / "run" / "completions" / "step-000001.jsonl").read_text()
-    for row in map(json.loads, page.splitlines()):
-        if row["prompt"].startswith("7"):
-            assert row["reward"] == 0
-            assert "scored 0" in row["detail"]
+    provoked = [row for row in map(json.loads, page.splitlines()) if row["prompt"][0] == "7"]
+    assert len(provoked) == 4
+    for row in provoked:
+        assert row["reward"] == 0
+        assert "scored 0" in row["detail"]
 
 
 @pytest.mark.timeout(180)

@@ -9,7 +9,7 @@ import shlex
 import sys
 
 import pytest
-from chat_checkpoint import save_chat_checkpoint
+from chat_templates import CHATML, save_chat_checkpoint
 from launching import RECIPES, launch, lines, recipe
 
 from rl4lm import ReinforceConfig
@@ -53,7 +53,7 @@ def write_rows(path, rows):
 @functools.cache
 def chat_model(folder):
     """The name of a checkpoint, made once."""
-    return str(save_chat_checkpoint(folder))
+    return str(save_chat_checkpoint(folder, CHATML, context=8192))
 
 
 @pytest.fixture

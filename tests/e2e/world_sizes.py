@@ -20,20 +20,12 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
+
+from rl4lm.estimator.names import BaselineName
 
 ROOT = Path(__file__).parents[2]
-BASELINES = [
-    "none",
-    "batch_mean",
-    "batch_leave_one_out",
-    "prompt_mean",
-    "prompt_leave_one_out",
-    "length_weighted",
-    "moving_average",
-    "prompt_value",
-    "linear_value",
-]
+BASELINES = get_args(BaselineName)
 COMMON: dict[str, Any] = {
     "prompts_per_step": 8,
     "num_generations": 4,
