@@ -23,6 +23,7 @@ from rl4lm.curriculum import AS_THEY_COME
 from rl4lm.data.splits import AS_GIVEN
 from rl4lm.errors import ConfigError, DataError
 from rl4lm.estimator.returns import at_last_token
+from rl4lm.groups import Groups
 from rl4lm.metrics import Stopwatch
 from rl4lm.options import read_yaml
 from rl4lm.processes.dealing import Deal
@@ -201,15 +202,9 @@ def _experience(
     rollout = replace(rollout, sampling_logprobs=_sampling_logprobs(trainer, config, rollout, rows))
     examples = [Example(row["prompt_id"], row["prompt"], {}) for row in rows[::group]]
     keys = [int(row["prompt_id"].rpartition("-")[2]) for row in rows[::group]]
-    texts = [row["completion"] for row in rows]
+    groups = Groups(examples, rollout, [row["completion"] for row in rows], _scores(rows, group))
     experience, baseline_state = gatherer.centre(
-        keys,
-        Deal([range(len(keys))], 0),
-        examples,
-        rollout,
-        texts,
-        _scores(rows, group),
-        state.baseline_state,
+        keys, Deal([range(len(keys))], 0), groups, state.baseline_state
     )
     trainer.learner.state = replace(state, baseline_state=baseline_state)
     return experience

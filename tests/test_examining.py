@@ -110,7 +110,7 @@ def test_evaluations_leave_a_run_as_it_is(run):
 
 
 def test_a_checkpoint_of_an_earlier_version_has_no_outcomes():
-    examiner = trainer()._examiner
+    examiner = trainer()._run.examiner
     examiner.load_state_dict({"accuracy": 0.5}, {})
     assert examiner.before.metrics == {"accuracy": 0.5}
     assert examiner.change(Evaluated({"accuracy": 1.0}, {"accuracy": [1.0]}, "a", [])) == {}

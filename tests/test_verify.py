@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from rl4lm import ReinforceConfig, backward, earnings, experience, learner, objective
+from rl4lm import ReinforceConfig, backward, centring, descent, earnings, learner, objective
 from rl4lm.commandline.commands import quiet_libraries
 from rl4lm.estimator import baselines, head, losses, shaping
 from rl4lm.estimator.losses import TokenWeights
@@ -211,13 +211,13 @@ def plant_a_world_size_factor(patch):
 
 def plant_a_denominator_after_skipping(patch):
     """N counts the completions that are differentiated, not those that were drawn."""
-    centre = experience.Gatherer.centre
+    centre = centring.Centre.__call__
 
     def skipped(self, *arguments):
         e, state = centre(self, *arguments)
         return replace(e, num_completions=max(1, int(e.advantages.ne(0).sum()))), state
 
-    patch.setattr(experience.Gatherer, "centre", skipped)
+    patch.setattr(centring.Centre, "__call__", skipped)
 
 
 def plant_a_wrong_sign(patch):
@@ -299,7 +299,7 @@ def plant_a_reference_that_follows_the_policy(patch):
 
 def plant_stale_log_probs(patch):
     """Later updates look at the policy that sampled."""
-    patch.setattr(learner.Learner, "_logprobs", lambda self, r: r.sampling_logprobs.double())
+    patch.setattr(descent.Descent, "_logprobs", lambda self, r: r.sampling_logprobs.double())
 
 
 def plant_a_ratio_per_token(patch):

@@ -153,7 +153,7 @@ class Testbed:
             prompt_keys=torch.arange(len(PROMPTS)),
             prompt_features=self._features,
         )
-        baseline = self.learner.gatherer.baseline if name == "own" else BASELINES[name]
+        baseline = self.learner.gatherer.centre.baseline if name == "own" else BASELINES[name]
         return baseline(rewards, inputs, state)
 
     def _from_start(self, chosen: Tensor, returns: Tensor) -> Tensor:
@@ -162,7 +162,7 @@ class Testbed:
 
     def _trainers_factors(self, chosen: Tensor, returns: Tensor) -> tuple[Tensor, Tensor]:
         """The trainer's own w/s and w of the completions of batches, [..., P, G] each."""
-        shaping, lengths = self.learner.gatherer.shaping, self.truth.mask.sum(dim=1)
+        shaping, lengths = self.learner.gatherer.centre.shaping, self.truth.mask.sum(dim=1)
         weights = shaping.weights(lengths[chosen], self.stated.ended[chosen])
         valid = torch.ones_like(returns, dtype=torch.bool)
         return weights / shaping.scales(returns, valid), weights
@@ -176,9 +176,9 @@ class Testbed:
             examples, self.trainer.policy.codec.decode(ids), ids, self.learner.context()
         )
         gatherer = self.learner.gatherer
-        policy = gatherer.earnings.policy_logprobs(self.rollout)
-        reference = gatherer.earnings.reference_logprobs(self.rollout)
-        returns = gatherer.earnings.returns(self.rollout, scores, policy, reference)
+        policy = gatherer.centre.earnings.policy_logprobs(self.rollout)
+        reference = gatherer.centre.earnings.reference_logprobs(self.rollout)
+        returns = gatherer.centre.earnings.returns(self.rollout, scores, policy, reference)
         if returns.dim() == 1:
             returns = torch.where(self.rollout.completion_mask, returns[:, None], 0.0)
         return returns.view(self.truth.logprobs.shape), scores
@@ -233,7 +233,9 @@ class Testbed:
             advantages=torch.zeros(rows),
             weights=torch.ones(rows).double(),
             policy_logprobs=self.rollout.sampling_logprobs,
-            reference_logprobs=self.learner.gatherer.earnings.reference_logprobs(self.rollout),
+            reference_logprobs=self.learner.gatherer.centre.earnings.reference_logprobs(
+                self.rollout
+            ),
             num_completions=self.config.completions_per_step,
             places=range(len(self.rollout.prompt_ids)),
             keys=range(len(self.rollout.prompt_ids)),
