@@ -37,10 +37,12 @@ from rl4lm.processes.activity import SAVING, doing
 from rl4lm.processes.stopping import StopRequest
 from rl4lm.processes.world import World
 from rl4lm.rundir.checkpoint import save_weights, whole_weights
-from rl4lm.rundir.resume import Start
+from rl4lm.rundir.resume import Start, evaluates_alike
 from rl4lm.rundir.tracking import checkpoints
 from rl4lm.saving import Checkpoints, unsaved
 from rl4lm.types import StepStats, TrainState
+
+_AFTER = "after training"  # what the screen calls the last evaluation
 
 
 class Callback(Protocol):
@@ -78,7 +80,8 @@ class Run:
             self.examiner.before = self._examine("before training")
         self._loop()
         self._save_weights()
-        summary = self._summary(self._examine("after training"))
+        after = self.examiner.known(self.state.step) or self._examine(_AFTER)
+        summary = self._summary(after)
         self.journal.end(summary)
         self.world.wait()
         return summary
@@ -93,7 +96,8 @@ class Run:
             return
         run = self.checkpoints.restore(start)
         self.seconds = run["train_seconds"]
-        self.examiner.load_state_dict(run["eval_before"], run.get("eval_state", {}))
+        alike = evaluates_alike(self.config, start)
+        self.examiner.load_state_dict(run["eval_before"], run.get("eval_state", {}), alike)
         self.journal.begin(start, run["evaluations"] if start.in_place else 0)
         self.journal.screen.note(f"resumed from {start.checkpoint}, after step {self.state.step}")
 
@@ -135,7 +139,8 @@ class Run:
         for callback in self.callbacks:
             callback.on_step_end(self.state, stats)
         if self.config.eval_steps and stats.step % self.config.eval_steps == 0:
-            self._examine(f"at step {stats.step}")
+            is_last = stats.step == self.config.max_steps
+            self._examine(_AFTER if is_last else f"at step {stats.step}")
         finite = math.isfinite(stats.metrics["grad_norm"] or 0.0)
         # The step changed nothing: from the checkpoint after it, it can be looked at again.
         if self.checkpoints.due(stats.step) or (not finite and self.learner.non_finite == 1):
@@ -174,6 +179,7 @@ class Run:
         found = self.evaluate()
         if found.metrics:
             self.journal.evaluation(self.state.step, when, found)
+            self.examiner.note(self.state.step, found)
             self.checkpoints.note_evaluation(self.state.step, found.metrics)
         return found
 
