@@ -14,13 +14,14 @@ from rl4lm import ReinforceConfig, backward, centring, descent, earnings, learne
 from rl4lm.commandline.commands import quiet_libraries
 from rl4lm.estimator import baselines, head, losses, shaping
 from rl4lm.estimator.losses import TokenWeights
-from rl4lm.exact import testbed
+from rl4lm.exact import steps, testbed
+from rl4lm.exact.checks import check_sampler, chi_square
 from rl4lm.exact.enumeration import END, Rewards, all_completions
 from rl4lm.model import policy, preparing
 from rl4lm.passes import attention, microbatch
 from rl4lm.processes import world
 from rl4lm.sampling import drawing
-from rl4lm.verify import _check_sampler, chi_square, every_case, verify, verify_all
+from rl4lm.verify import every_case, verify, verify_all
 
 SMALL = {"num_generations": 2, "temperature": 0.7}
 
@@ -631,8 +632,8 @@ def test_the_chi_square_test_is_that_of_a_table():
 @pytest.mark.parametrize("gaps", [(math.nan, 0.0), (0.0, math.nan)])
 def test_a_number_that_is_none_passes_no_check(gaps):
     even = torch.tensor([0.5, 0.5], dtype=torch.float64)
-    draws = [testbed.Draws(torch.tensor([0, 1] * 50), even, gap) for gap in gaps]
-    found = {check.name: check.passed for check in _check_sampler(draws)}
+    draws = [steps.Draws(torch.tensor([0, 1] * 50), even, gap) for gap in gaps]
+    found = {check.name: check.passed for check in check_sampler(draws)}
     assert found == {"log-probs at sampling time": False, "chi-square of the sampler, p": True}
 
 
@@ -645,8 +646,8 @@ def test_the_variances_are_those_of_many_steps():
     spread = {}
     for name in ("none", "prompt_leave_one_out"):
         bed = testbed.Testbed(replace(_tiny(config), baseline=name), False)
-        steps = bed.run_whole_batches(400).found
-        spread[name] = float(steps.var(dim=0).sum())
+        found = steps.run_whole_batches(bed, 400).found
+        spread[name] = float(found.var(dim=0).sum())
     ratio = spread["prompt_leave_one_out"] / spread["none"]
     assert ratio == pytest.approx(exact["prompt_leave_one_out"], rel=0.2)
 
