@@ -10,7 +10,7 @@ which this code would not write is found out, with the first step at which they 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -101,35 +101,46 @@ def replay(run: Path, step: int) -> Replay:
     if step not in logged:
         known = f"steps 1 to {max(logged)}" if logged else "no step"
         raise DataError(f"step {step} is not in the log of {str(run)!r}, which holds {known}")
-    start, path = _start(run, config, given, step)
-    group, every = config.num_generations, config.num_iterations
-    pages = {k: read_completions(run, k, group) for k in range(start + 1, step + 1, every)}
+    start, checkpoint = _start(run, config, given, step)
+    steps = range(start + 1, step + 1)
+    pages = {
+        k: read_completions(run, k, config.num_generations) for k in steps[:: config.num_iterations]
+    }  # of the steps that sampled
     trainer = _trainer(config, next(iter(pages.values())))
     for rows in pages.values():
         check_ids(rows, trainer.policy.module.vocabulary)
-    where = "the start of the run"
-    if path is not None:
-        _check_whole(path)
-        trainer.learner.load_state_dict(load_checkpoint(path, trainer.policy)["learner"])
-        where = path.name
+    if checkpoint is not None:
+        _put_in_place(trainer, checkpoint)
     tolerance = _TOLERANCE[trainer.policy.compute_dtype]
-    done = []
-    experience: Experience | None = None
-    for k in range(start + 1, step + 1):
-        fresh = k in pages
-        if fresh:
-            experience = _experience(trainer, config, pages[k])
-        assert experience is not None
-        found = trainer.learner.learn(experience, fresh, Stopwatch()).metrics
-        done.append(_compare(k, logged[k], found, tolerance))
-    return Replay(where, tolerance, tuple(done))
+    done = [
+        _compare(k, logged[k], found, tolerance)
+        for k, found in zip(steps, _done_again(trainer, config, steps, pages), strict=True)
+    ]
+    return Replay(checkpoint.name if checkpoint else "the start of the run", tolerance, tuple(done))
 
 
-def _check_whole(checkpoint: Path) -> None:
+def _put_in_place(trainer: ReinforceTrainer, checkpoint: Path) -> None:
     try:
         durable.read_sealed(checkpoint)
     except durable.DamagedError as error:
         raise DataError(f"the checkpoint {str(checkpoint)!r} cannot be read: {error}") from error
+    trainer.learner.load_state_dict(load_checkpoint(checkpoint, trainer.policy)["learner"])
+
+
+def _done_again(
+    trainer: ReinforceTrainer,
+    config: ReinforceConfig,
+    steps: Iterable[int],
+    pages: Mapping[int, Sequence[Row]],
+) -> Iterator[Mapping[str, Any]]:
+    """The metrics of each step, made by the code that trains from the completions of the log."""
+    experience: Experience | None = None
+    for k in steps:
+        fresh = k in pages
+        if fresh:
+            experience = _experience(trainer, config, pages[k])
+        assert experience is not None
+        yield trainer.learner.learn(experience, fresh, Stopwatch()).metrics
 
 
 def _read_config(path: Path) -> tuple[ReinforceConfig, list[str]]:
