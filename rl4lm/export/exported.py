@@ -207,7 +207,7 @@ def _saved_dtypes(folder: Path) -> set[torch.dtype]:
     found = set()
     for path in folder.glob("*.safetensors"):
         with safe_open(path, framework="pt") as file:
-            found |= {words.get(file.get_slice(n).get_dtype()) for n in file.keys()}  # noqa: SIM118
+            found |= {words.get(file.get_slice(n).get_dtype()) for n in file.keys()}  # noqa: SIM118, no dict
     return {dtype for dtype in found if dtype is not None} or {torch.float32}
 
 
