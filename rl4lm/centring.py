@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rl4lm.config import ReinforceConfig
-from rl4lm.earnings import Earnings
+from rl4lm.earnings import Earnings, from_start
 from rl4lm.errors import ModelError
 from rl4lm.estimator.baselines import BASELINES, NEEDS_FEATURES, BaselineInputs, State
 from rl4lm.estimator.shaping import shaped_advantages
@@ -73,8 +73,8 @@ class Centre:
         policy = self.earnings.policy_logprobs(rollout)
         reference = self.earnings.reference_logprobs(rollout)
         returns = self.earnings.returns(rollout, scores, policy, reference)  # [B] or [B, T]
-        from_start = returns if returns.dim() == 1 else returns[:, 0]
-        measures = deal.in_order(self._world.gather(pack(rollout, scores, from_start)))
+        packed = pack(rollout, scores, from_start(returns))
+        measures = deal.in_order(self._world.gather(packed))
         step = measured(measures)  # of all processes, in the order of the step's list
         baseline, new_state = self.baseline(
             step.returns, self.inputs(keys, deal, rollout, measures), state

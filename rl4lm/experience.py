@@ -54,12 +54,11 @@ class Gatherer:
             task: prompts and rewards.
             ends: what ends a completion.
             reference: log π_ref of completions; None where there is no KL.
-            world: the processes; each works on its share of the prompts.
+            world: the processes; each works on an equal share of the prompts.
 
         Raises:
             ModelError: the baseline needs hidden states that this model does not give apart.
         """
-        world.check_divides(config.prompts_per_step, "prompts_per_step")
         self._config = config
         self._policy = policy
         self._task = task

@@ -1,4 +1,4 @@
-"""A run that ends before its time: what is kept of it, and how to go on from there."""
+"""What goes wrong in a run: what is kept of it, and how to go on from there."""
 
 from __future__ import annotations
 
@@ -12,10 +12,26 @@ def how_to_go_on(output_dir: str | None) -> str:
     """What to do after a failure of another process; nothing where nothing is written."""
     if output_dir is None:
         return ""
-    saved = list(checkpoints(Path(output_dir)).values())
-    if not saved:
+    saved = _newest(Path(output_dir))
+    if saved is None:
         return "no checkpoint was saved yet (save_steps): the same command starts over"
-    return f"--resume_from_checkpoint true with the same command goes on from {saved[-1]}"
+    return f"--resume_from_checkpoint true with the same command goes on from {saved}"
+
+
+def unsaved(error: SaveError, run: Path) -> str:
+    """What to say where a checkpoint could not be written and the run goes on.
+
+    Args:
+        error: of the attempt.
+        run: the run directory, with the checkpoints that were saved before.
+    """
+    kept = _newest(run)
+    last = f"the last one is {kept.name}" if kept else "there is none yet"
+    return f"no checkpoint was written ({error}); {last}, the run goes on and will try again"
+
+
+def _newest(run: Path) -> Path | None:
+    return next(reversed(checkpoints(run).values()), None)
 
 
 def last_words(step: int, max_steps: int, checkpoint: Path | None) -> str:

@@ -39,8 +39,6 @@ from rl4lm.sampling.loop import EndRule
 from rl4lm.scoring import RewardContext
 from rl4lm.types import Experience, Rollout, StepStats, TrainState
 
-NON_FINITE_LIMIT = 3  # steps in a row without a finite gradient after which a run stops
-
 
 class Learner:
     """Makes optimizer steps on a policy."""

@@ -28,9 +28,9 @@ from rl4lm.errors import (
 )
 from rl4lm.evaluation.evaluate import Evaluated
 from rl4lm.evaluation.examining import Examiner
-from rl4lm.interrupted import last_words, with_unscored
+from rl4lm.interrupted import last_words, unsaved, with_unscored
 from rl4lm.journal import Journal
-from rl4lm.learner import NON_FINITE_LIMIT, Learner
+from rl4lm.learner import Learner
 from rl4lm.metrics import peak_memory_bytes
 from rl4lm.model.policy import Policy
 from rl4lm.processes.activity import SAVING, doing
@@ -38,10 +38,10 @@ from rl4lm.processes.stopping import StopRequest
 from rl4lm.processes.world import World
 from rl4lm.rundir.checkpoint import save_weights, whole_weights
 from rl4lm.rundir.resume import Start, evaluates_alike
-from rl4lm.rundir.tracking import checkpoints
-from rl4lm.saving import Checkpoints, unsaved
+from rl4lm.saving import Checkpoints
 from rl4lm.types import StepStats, TrainState
 
+_NON_FINITE_LIMIT = 3  # steps in a row without a finite gradient after which a run stops
 _AFTER = "after training"  # what the screen calls the last evaluation
 
 
@@ -88,11 +88,11 @@ class Run:
 
     def _begin(self, start: Start) -> None:
         """Stand where the run is to begin; nothing is written yet."""
-        self.journal.begin(start, 0)
         self.world.wait()  # so that no process sees what another has begun to write
         for note in start.notes:
             self.journal.screen.warn(note)
         if start.checkpoint is None:
+            self.journal.begin(start, 0)
             return
         run = self.checkpoints.restore(start)
         self.seconds = run["train_seconds"]
@@ -145,12 +145,12 @@ class Run:
         # The step changed nothing: from the checkpoint after it, it can be looked at again.
         if self.checkpoints.due(stats.step) or (not finite and self.learner.non_finite == 1):
             self._save()
-        if self.learner.non_finite >= NON_FINITE_LIMIT:
+        if self.learner.non_finite >= _NON_FINITE_LIMIT:
             raise TrainingError(
-                f"the gradient was not finite for {NON_FINITE_LIMIT} steps in a row; lower the "
+                f"the gradient was not finite for {_NON_FINITE_LIMIT} steps in a row; lower the "
                 "learning rate or the precision's risk (dtype float32), and look at the rewards; "
                 f"their completions are in completions/, from step "
-                f"{stats.step - NON_FINITE_LIMIT + 1} on"
+                f"{stats.step - _NON_FINITE_LIMIT + 1} on"
             )
 
     def _is_over(self, stop: StopRequest) -> bool:
@@ -199,8 +199,7 @@ class Run:
             return self.checkpoints.save(self.journal.directory, run)
         except SaveError as error:
             assert self.journal.directory is not None
-            saved = list(checkpoints(self.journal.directory.path).values())
-            self.journal.screen.warn(unsaved(error, saved[-1] if saved else None))
+            self.journal.screen.warn(unsaved(error, self.journal.directory.path))
             return None
 
     def _save_weights(self) -> None:
