@@ -10,17 +10,18 @@ from dataclasses import replace
 import pytest
 import torch
 
-from rl4lm import ReinforceConfig, backward, earnings, experience, learner, objective
+from rl4lm import ReinforceConfig, backward, centring, descent, earnings, learner, objective
 from rl4lm.commandline.commands import quiet_libraries
 from rl4lm.estimator import baselines, head, losses, shaping
 from rl4lm.estimator.losses import TokenWeights
-from rl4lm.exact import testbed
+from rl4lm.exact import steps, testbed
+from rl4lm.exact.checks import check_sampler, chi_square
 from rl4lm.exact.enumeration import END, Rewards, all_completions
 from rl4lm.model import decoding, policy, preparing, teacher_forcing
 from rl4lm.passes import decoding_attention, microbatch, packed_attention
 from rl4lm.processes import world
 from rl4lm.sampling import drawing
-from rl4lm.verify import _check_sampler, chi_square, every_case, verify, verify_all
+from rl4lm.verify import every_case, verify, verify_all
 
 SMALL = {"num_generations": 2, "temperature": 0.7}
 
@@ -211,13 +212,13 @@ def plant_a_world_size_factor(patch):
 
 def plant_a_denominator_after_skipping(patch):
     """N counts the completions that are differentiated, not those that were drawn."""
-    centre = experience.Gatherer.centre
+    centre = centring.Centre.__call__
 
     def skipped(self, *arguments):
         e, state = centre(self, *arguments)
         return replace(e, num_completions=max(1, int(e.advantages.ne(0).sum()))), state
 
-    patch.setattr(experience.Gatherer, "centre", skipped)
+    patch.setattr(centring.Centre, "__call__", skipped)
 
 
 def plant_a_wrong_sign(patch):
@@ -299,7 +300,7 @@ def plant_a_reference_that_follows_the_policy(patch):
 
 def plant_stale_log_probs(patch):
     """Later updates look at the policy that sampled."""
-    patch.setattr(learner.Learner, "_logprobs", lambda self, r: r.sampling_logprobs.double())
+    patch.setattr(descent.Descent, "_logprobs", lambda self, r: r.sampling_logprobs.double())
 
 
 def plant_a_ratio_per_token(patch):
@@ -639,8 +640,8 @@ def test_the_chi_square_test_is_that_of_a_table():
 @pytest.mark.parametrize("gaps", [(math.nan, 0.0), (0.0, math.nan)])
 def test_a_number_that_is_none_passes_no_check(gaps):
     even = torch.tensor([0.5, 0.5], dtype=torch.float64)
-    draws = [testbed.Draws(torch.tensor([0, 1] * 50), even, gap) for gap in gaps]
-    found = {check.name: check.passed for check in _check_sampler(draws)}
+    draws = [steps.Draws(torch.tensor([0, 1] * 50), even, gap) for gap in gaps]
+    found = {check.name: check.passed for check in check_sampler(draws)}
     assert found == {"log-probs at sampling time": False, "chi-square of the sampler, p": True}
 
 
@@ -653,8 +654,8 @@ def test_the_variances_are_those_of_many_steps():
     spread = {}
     for name in ("none", "prompt_leave_one_out"):
         bed = testbed.Testbed(replace(_tiny(config), baseline=name), False)
-        steps = bed.run_whole_batches(400).found
-        spread[name] = float(steps.var(dim=0).sum())
+        found = steps.run_whole_batches(bed, 400).found
+        spread[name] = float(found.var(dim=0).sum())
     ratio = spread["prompt_leave_one_out"] / spread["none"]
     assert ratio == pytest.approx(exact["prompt_leave_one_out"], rel=0.2)
 

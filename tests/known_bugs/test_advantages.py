@@ -164,7 +164,7 @@ def test_a_group_of_one_is_not_compared_with_itself(name, tiny, kit):
     assert run.gap(run.naive(by_hand)) < TIGHT
     assert stats.metrics["updated"]
     # The bug, behind the back of the configuration.
-    run.learner.gatherer.baseline = BASELINES["prompt_mean"]
+    run.learner.gatherer.centre.baseline = BASELINES["prompt_mean"]
     broken = run.learner.step()
     assert broken.metrics["effective_samples"] == 0
     assert not broken.metrics["updated"]

@@ -268,7 +268,7 @@ def test_a_gradient_that_is_not_finite_touches_nothing_and_is_not_carried_on(
     options = {"optim": optim, "max_grad_norm": 1.0, "learning_rate": 1e-3}
     run = kit.Run(tiny, max_tokens_per_micro_batch=23, **options)
     run.step()
-    before, kept = run.weights(), copy.deepcopy(run.learner._optimizer.state_dict())
+    before, kept = run.weights(), copy.deepcopy(run.learner.updates.optimizer.state_dict())
     tiled, calls = teacher_forcing.tiled_gradient, iter(range(10**6))
 
     def poisoned(hidden, *rest):
@@ -282,7 +282,7 @@ def test_a_gradient_that_is_not_finite_touches_nothing_and_is_not_carried_on(
     assert math.isnan(stats.metrics["grad_norm"])
     assert not stats.metrics["updated"]
     assert all(torch.equal(value, before[name]) for name, value in run.weights().items())
-    state = run.learner._optimizer.state_dict()["state"]
+    state = run.learner.updates.optimizer.state_dict()["state"]
     for key, held in kept["state"].items():
         assert all(torch.equal(held[n], state[key][n]) for n in held if n != "momentum_buffer")
     stats = run.step()
@@ -335,8 +335,8 @@ def test_what_is_shown_of_a_step_says_whether_it_learns(tiny, capsys, kit):
             heard.append(stats)
 
     run = kit.Run(tiny, logging_steps=1, max_steps=3, learning_rate=1e-3)
-    run.trainer._journal.screen = Screen(logging_steps=1)
-    run.trainer._callbacks.append(Listener())
+    run.trainer._run.journal.screen = Screen(logging_steps=1)
+    run.trainer._run.callbacks.append(Listener())
     run.trainer.train()
     shown = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step ")]
     assert len(shown) == 3
