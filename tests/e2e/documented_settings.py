@@ -91,7 +91,7 @@ NOT_RUN = {
 # A form, or a command of which a sentence names only the beginning -> what is run.
 FORMS = {
     "rl4lm report RUN RUN …": "rl4lm report runs/a runs/b",
-    "rl4lm report --png": "rl4lm report runs/mine --png",
+    "rl4lm report --png": "rl4lm report runs/mine --png curves.png",
     "rl4lm verify --config": "rl4lm verify --config runs/mine/config.yaml",
     "rl4lm score --data": (
         "rl4lm score --data completions.jsonl --reward rewards.arithmetic:final_number"
@@ -159,6 +159,7 @@ SMALLER = {
     "docs/from_trl.md": {
         "max_steps=100": "max_steps=1",
         "length=64": "length=8",
+        'GRPOConfig(\n        output_dir="runs/': 'GRPOConfig(\n        output_dir="runs/trl-',
         "batch_size=8,": "batch_size=8, bf16=False, use_cpu=True,",
     },
 }
