@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from make_tiny_arithmetic import build_model, build_tokenizer, encode_batch
+from make_tiny_arithmetic import from_nothing, learn, save, table
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from rewards.programs import unit_tests
@@ -88,25 +88,17 @@ def _template(sort: str, known: dict[str, list[str]], rng: np.random.Generator) 
 
 def train(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, seed: int) -> None:
     """Supervised learning on bodies and their end token; the rate rises, then falls to 0."""
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01
-    )
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min((step + 1) / WARMUP_STEPS, 1 - step / STEPS)
-    )
-    started = time.perf_counter()
-    for step, rows in enumerate(supervised_batches(STEPS, seed), start=1):
-        ids, labels = encode_batch(tokenizer, rows)
-        # Padding is on the right, where a causal model cannot see it: no attention mask is needed.
-        loss = model(input_ids=ids, labels=labels).loss
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
+    started, batches = time.perf_counter(), supervised_batches(STEPS, seed)
+    losses = learn(model, tokenizer, batches, LEARNING_RATE, rise_and_fall)
+    for step, loss in enumerate(losses, start=1):
         if step % PRINT_STEPS == 0:
             seconds = time.perf_counter() - started
-            print(f"step {step:5d}  loss {loss.item():.3f}  {seconds:.0f} s", flush=True)
+            print(f"step {step:5d}  loss {loss:.3f}  {seconds:.0f} s", flush=True)
+
+
+def rise_and_fall(step: int) -> float:
+    """The share of the learning rate in a step, counted from 0."""
+    return min((step + 1) / WARMUP_STEPS, 1 - step / STEPS)
 
 
 @torch.no_grad()
@@ -229,12 +221,6 @@ Licence: Apache-2.0.
 """
 
 
-def table_line(name: str, lines: np.ndarray) -> str:
-    """One line of the card's table: lines [n, 4] -> their number and means."""
-    shares = " | ".join(f"{100 * share:.1f} %" for share in lines.mean(axis=0))
-    return f"| {name} | {len(lines)} | {shares} |"
-
-
 def listed(bodies: Sequence[str]) -> str:
     """Bodies for the card, as code."""
     return ", ".join(f"`{text}`" for text in bodies)
@@ -251,21 +237,15 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Train, measure, write the checkpoint and its card."""
     arguments = parse_arguments()
-    torch.set_num_threads(1)  # more threads make a model this small slower, and sums differ
-    torch.manual_seed(arguments.seed)
     started = time.perf_counter()
-    tokenizer = build_tokenizer()
-    model = build_model(tokenizer)
+    model, tokenizer = from_nothing(arguments.seed)
     train(model, tokenizer, arguments.seed)
     seconds = time.perf_counter() - started
 
-    model.eval().save_pretrained(arguments.output_dir)
-    tokenizer.save_pretrained(arguments.output_dir)
+    save(model, tokenizer, arguments.output_dir)
     groups = measure(model, tokenizer, code_tasks("test", EVALUATED))
     groups["all, train"] = measure(model, tokenizer, code_tasks("train", EVALUATED))["all"]
-    table = "\n".join(table_line(name, lines) for name, lines in groups.items())
-    print(table)
-    facts = {"table": table, "seconds": seconds, "parameters": model.num_parameters()}
+    facts = {"table": table(groups), "seconds": seconds, "parameters": model.num_parameters()}
     facts |= {"rows": len(code_tasks("train")), "kinds": len(read_bodies()), "seed": arguments.seed}
     facts |= {"unfinished_bodies": listed(UNFINISHED), "ending_bodies": listed(ENDS_THE_PROGRAM)}
     facts |= SHARES

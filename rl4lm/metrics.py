@@ -5,17 +5,20 @@ Names are TRL's where TRL has the number. None means that a number is not define
 
 from __future__ import annotations
 
+import json
 import math
 import resource
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from rl4lm.types import Example, Experience, Rollout, Scores
+
+_LONG = 1000  # characters of a column's value; a longer one is logged once for each prompt
 
 
 class Stopwatch:
@@ -36,8 +39,7 @@ class Stopwatch:
 def pack(rollout: Rollout, scores: Scores, returns: Tensor) -> Tensor:
     """What the other processes need of a step here: float64 [P, G, 6 + K] for K rewards.
 
-    In the last dimension: return from the start, reward, valid, length, ended, sum of log-probs,
-    then each reward. The return is what the baselines see.
+    In the last dimension what `Measured` names, in its order, each reward as a column of its own.
     """
     shape = scores.rewards.shape
     columns = [
@@ -52,25 +54,45 @@ def pack(rollout: Rollout, scores: Scores, returns: Tensor) -> Tensor:
     return torch.stack([column.double() for column in columns], dim=-1)
 
 
+class Measured(NamedTuple):
+    """The columns of `pack`, of all completions of a step."""
+
+    returns: Tensor  # float64 [P, G], from the start: what the baselines see
+    rewards: Tensor  # float64 [P, G], 0 where none applied
+    valid: Tensor  # bool [P, G]
+    lengths: Tensor  # int64 [P, G], tokens
+    ended: Tensor  # bool [P, G]
+    logprobs: Tensor  # float64 [P, G], of the whole completion, at sampling time
+    parts: Tensor  # float64 [P, G, K], each reward, nan where None
+
+
+def measured(packed: Tensor) -> Measured:
+    """`pack` of all processes, float64 [P, G, 6 + K], by name."""
+    returns, rewards, valid, lengths, ended, logprobs = packed[..., :6].unbind(dim=-1)
+    return Measured(
+        returns, rewards, valid.bool(), lengths.long(), ended.bool(), logprobs, packed[..., 6:]
+    )
+
+
 def rollout_metrics(packed: Tensor, names: Sequence[str]) -> dict[str, float | None]:
     """Numbers about the completions of a step, from `pack` of all processes [P, G, 6 + K]."""
-    rewards, valid, lengths, ended, logprobs = packed[..., 1:6].unbind(dim=-1)
-    applies = valid.bool()
-    spread = torch.where(applies, rewards, math.nan)  # [P, G]
-    tokens = float(lengths.sum())
+    step = measured(packed)
+    rewards = step.rewards[step.valid]
+    spread = torch.where(step.valid, step.rewards, math.nan)  # [P, G]
+    lengths = step.lengths.double()
     metrics: dict[str, float | None] = {
-        "reward": _mean(rewards[applies]),
-        "reward_std": _std(rewards[applies]),
+        "reward": _mean(rewards),
+        "reward_std": _std(rewards),
         "frac_reward_zero_std": float(_equal_rows(spread).double().mean()),
-        "rewards_not_applicable": float((~applies).sum()),
+        "rewards_not_applicable": float((~step.valid).sum()),
         "completions/mean_length": float(lengths.mean()),
         "completions/min_length": float(lengths.min()),
         "completions/max_length": float(lengths.max()),
-        "completions/clipped_ratio": 1.0 - float(ended.mean()),
-        "entropy": -float(logprobs.sum()) / tokens,
+        "completions/clipped_ratio": 1.0 - float(step.ended.double().mean()),
+        "entropy": -float(step.logprobs.sum()) / float(lengths.sum()),
     }
     for k, name in enumerate(names):
-        values = packed[..., 6 + k]
+        values = step.parts[..., k]
         present = values[~values.isnan()]
         metrics[f"rewards/{name}/mean"] = _mean(present)
         metrics[f"rewards/{name}/std"] = _std(present)
@@ -102,6 +124,7 @@ def completion_rows(step: int, e: Experience) -> list[dict[str, Any]]:
     by_token = rollout.sampling_logprobs.tolist()
     from_start = e.advantages if e.advantages.dim() == 1 else e.advantages[:, 0]
     ended, centred = rollout.ended.tolist(), from_start.tolist()
+    columns = [_columns(example) for example in e.examples]
     return [
         {
             "step": step,
@@ -118,6 +141,7 @@ def completion_rows(step: int, e: Experience) -> list[dict[str, Any]]:
             "sampling_logprob": logprobs[i],
             "sampling_logprobs": [round(p, 4) for p in by_token[i][: len(completion_ids[i])]],
             "truncated": not ended[i],
+            "columns": columns[i // group][i % group > 0],
             **_extras(scores.extra, i),
         }
         for i in range(len(e.texts))
@@ -139,6 +163,25 @@ def unscored_rows(
         }
         for i, text in enumerate(texts)
     ]
+
+
+def _columns(example: Example) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The columns of a prompt: all, for its first completion, and the short ones, for the others.
+
+    Test programs, of which a row may have a hundred kilobytes, would be written G times otherwise.
+    """
+    every = {name: plain_column(value) for name, value in example.columns.items()}
+    return every, {n: v for n, v in every.items() if len(json.dumps(v)) <= _LONG}
+
+
+def plain_column(value: Any) -> Any:
+    """A column's value as JSON can say it; a date, say, becomes text."""
+    try:
+        said = json.dumps(value, default=str, ensure_ascii=False)
+    except (TypeError, ValueError, RecursionError):  # keys of a mapping, or a value within itself
+        said = json.dumps(str(value), ensure_ascii=False)
+    # Half of a surrogate pair is text to Python, and nothing that a file can hold.
+    return json.loads(said.encode("utf-8", "replace"))
 
 
 def _token_rewards(e: Experience, row: int) -> dict[str, list[float]]:

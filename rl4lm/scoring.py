@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from types import TracebackType
 from typing import Any, Literal
 
 import torch
@@ -27,7 +26,7 @@ from rl4lm.rewarding.calls import Answer, Batch, RewardContext, Value, call_abou
 from rl4lm.rewarding.lookup import NamedReward
 from rl4lm.rewarding.performing import Cancelled, is_async, perform, perform_together
 from rl4lm.rewarding.process import RewardProcess
-from rl4lm.rewarding.retries import Asking, Failure
+from rl4lm.rewarding.retries import Asking, Failure, Told
 from rl4lm.rewarding.unanswered import Unanswered, total
 from rl4lm.types import Completion, Example, Scores
 
@@ -41,6 +40,7 @@ class Scorer:
         weights: Sequence[float],
         timeout_s: float | None = 60.0,
         on_error: Literal["raise", "mask"] = "raise",
+        told: Told = lambda done, rows: None,
     ) -> None:
         """Pair each reward with its weight; no process is started yet.
 
@@ -49,6 +49,7 @@ class Scorer:
             weights: one for each.
             timeout_s: seconds for one call of a named reward; None for no limit.
             on_error: what to do where a reward raises: stop, or leave the row without this reward.
+            told: of each row that is asked about alone, after a call about all has failed.
 
         Raises:
             RewardError: not one weight per reward, or no reward at all.
@@ -63,8 +64,9 @@ class Scorer:
         self._timeout_s = timeout_s
         self._on_error = on_error
         self._processes: dict[int, RewardProcess] = {}
+        mask = on_error == "mask"
         self._askings = [
-            Asking(reward, partial(perform, reward.function), self.prefix(k), on_error == "mask")
+            Asking(reward, partial(perform, reward.function), self.prefix(k), mask, told)
             for k, reward in enumerate(rewards)
         ]
         for k, reward in enumerate(rewards):
@@ -82,12 +84,7 @@ class Scorer:
     def __enter__(self) -> Scorer:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     @property

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 import sys
+import time
 
 import pytest
 from rich.console import Console
 
 from rl4lm.screen.console import Screen
+from rl4lm.screen.stages import Stages
 from rl4lm.screen.wording import describe_evaluation
 
 METRICS = {"reward": 0.5, "tokens_per_second": 1234.5, "effective_samples": 3.0, "grad_norm": 1.0}
@@ -233,7 +235,7 @@ def test_a_bar_on_a_narrow_terminal_keeps_what_matters_most(capsys):
         screen._console = Console(width=width, force_terminal=True)
         screen.start(0, 2)
         screen.step(1, {**METRICS, "effective_share": 0.875, "sampler_gap_max": 2e-6})
-        assert screen._progress.tasks[0].fields["numbers"].endswith(last)
+        assert screen._steps.bar.tasks[0].fields["numbers"].endswith(last)
         screen.stop()
     capsys.readouterr()
 
@@ -384,3 +386,35 @@ def test_a_terse_verification_is_its_verdict_and_the_checks_where_one_failed(sho
     assert shown().startswith("failed")
     Screen().verification(verified("exact", passed=True))
     assert "a law" in shown()
+
+
+def waited_for(stages, words):
+    """Two stages with nothing to do but wait for lines about them."""
+    with stages:
+        stages.begin("scoring [5] rows")
+        deadline = time.monotonic() + 20
+        while words not in stages._console.file.getvalue() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        stages.begin("one by one")
+        stages.told(3, 4)
+        time.sleep(0.1)
+    return stages._console.file.getvalue()
+
+
+def test_work_without_steps_gets_a_line_now_and_then_in_a_file():
+    stages = Stages(Console(file=io.StringIO(), width=80), shown=True, every_s=0.01)
+    said = waited_for(stages, "so far")
+    assert "scoring [5] rows: 0:00 so far\n" in said
+    assert "one by one: 3/4, 0:00 left\n" in said
+    assert waited_for(Stages(Console(file=io.StringIO()), shown=True), "") == ""  # soon over
+
+
+def test_work_without_steps_gets_a_bar_on_a_terminal_and_nothing_where_nothing_is_shown():
+    def terminal():
+        return Console(file=io.StringIO(), force_terminal=True, width=80)
+
+    said = waited_for(Stages(terminal(), shown=True), "scoring [5] rows")
+    assert "━" in said
+    assert "3/4" in said
+    assert "so far" not in said
+    assert waited_for(Stages(terminal(), shown=False), "") == ""

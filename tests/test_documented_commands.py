@@ -15,8 +15,8 @@ from documented import FENCED, PAGES, ROOT, Shown, blocks, commands, text_of
 from reader import elsewhere, typed
 
 from rl4lm.cli import main
-from rl4lm.commandline.commands import settings_for
-from rl4lm.options import parse_options
+from rl4lm.commandline.commands import settings_for, train_parser
+from rl4lm.options import config_from
 
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 EXTRAS = re.findall(r"^(\w+) = \[", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
@@ -56,8 +56,7 @@ def problem_of_verb(words, capsys):
         return f"{verb} does not take {unknown}"
     whole = "--help" not in rest and not any(LEFT_OUT.search(word) for word in rest)
     if verb == "train" and whole:
-        options = [word for word in rest if word not in ("--dry_run", "--quiet", "--json")]
-        parse_options(options, prog="rl4lm train", description="", base_for=settings_for)
+        config_from(train_parser().parse_args(rest), base_for=settings_for)
     return None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 
 import pytest
@@ -21,7 +22,7 @@ from transformers.utils import logging
 from rl4lm.builtin import model_path
 from rl4lm.errors import ConfigError, ModelError
 from rl4lm.model.adapters import add_adapter, add_lora
-from rl4lm.model.loading import load_model, open_model
+from rl4lm.model.loading import load_model, open_model, open_tokenizer
 from rl4lm.model.preparing import describe, inference_mode_of, make_policy
 from rl4lm.text import TextCodec
 
@@ -189,3 +190,18 @@ def test_adapters_that_drop_or_do_not_fit_are_refused(zoo):
         add_adapter(model, LoraConfig(task_type="CAUSAL_LM", lora_dropout=0.1), seed=0)
     with pytest.raises(ModelError, match=r"does not fit the model.*nowhere"):
         add_lora(model, r=2, alpha=4, target_modules=["nowhere"], seed=0)
+
+
+def test_a_run_in_the_place_of_a_model_is_told_where_its_weights_are(tmp_path, zoo):
+    (tmp_path / "config.yaml").write_text("max_steps: 3\n")
+    for opens in (open_model, open_tokenizer):
+        with pytest.raises(ModelError, match="the directory of a run, which has saved no weights"):
+            opens(str(tmp_path))
+    for folder in ("model", "checkpoint-999999", "checkpoint-1000000"):
+        shutil.copytree(zoo / "gpt2", tmp_path / folder)
+    (tmp_path / "checkpoint-1000001").mkdir()  # half removed
+    told = f"final weights are in '{tmp_path}/model' and whose newest checkpoint is '{tmp_path}/"
+    for opens in (open_model, open_tokenizer):
+        with pytest.raises(ModelError, match=re.escape(f"{told}checkpoint-1000000'")):
+            opens(str(tmp_path))
+    open_model(str(tmp_path / "model"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
+import json
 import math
 import statistics
 from dataclasses import replace
@@ -16,6 +18,7 @@ from rl4lm.metrics import (
     peak_memory_bytes,
     rollout_metrics,
 )
+from rl4lm.rundir.tracking import plain
 from rl4lm.types import Drawing, Example, Experience, Rollout, Scores
 
 NAN = math.nan
@@ -129,6 +132,7 @@ def test_completions_are_logged_row_by_row():
         "sampling_logprob": -0.875,
         "sampling_logprobs": [-0.5, -0.25, -0.125],
         "truncated": False,
+        "columns": {},
         "detail": None,
     }
     assert [r["prompt_id"] for r in rows] == ["train-4", "train-4", "train-9", "train-9"]
@@ -136,6 +140,22 @@ def test_completions_are_logged_row_by_row():
     assert [r["truncated"] for r in rows] == [False, False, True, False]
     assert rows[2]["detail"] == str(object)  # what JSON cannot say becomes text
     assert [r.get("short") for r in rows] == [1, None, None, None]
+
+
+def test_columns_of_the_data_are_logged_the_long_ones_once_for_each_prompt():
+    day, program = datetime.date(2026, 11, 22), "assert f(1) == 2\n" * 100
+    examples = [
+        Example("train-4", "p", {"answer": 3, "step": "own", "tests": program, "day": day}),
+        Example("train-9", "q", {"answer": {(1, 2): 3}, "half": "\ud800", "none": float("nan")}),
+    ]
+    rows = completion_rows(7, experience(scores(), [0.0] * 4, examples))
+    first = {"answer": 3, "step": "own", "tests": program, "day": "2026-11-22"}
+    assert rows[0]["columns"] == first
+    assert rows[1]["columns"] == {n: v for n, v in first.items() if n != "tests"}
+    assert rows[0]["step"] == 7  # the log's own name is another one
+    assert rows[2]["columns"]["answer"] == "{(1, 2): 3}"
+    for row in rows:
+        json.dumps(plain(row), ensure_ascii=False, allow_nan=False).encode()
 
 
 def test_a_row_without_a_reward_logs_none():
@@ -152,14 +172,13 @@ def test_rewards_per_token_are_logged_without_padding_and_the_first_advantage_wi
     assert [r["advantage"] for r in rows] == [-1.0, 2.0, 5.0, 8.0]
 
 
-def test_laps_add_up_by_name():
+def test_laps_add_up_by_name(monkeypatch):
+    clock = iter([10.0, 11.0, 13.0, 17.0])
+    monkeypatch.setattr("rl4lm.metrics.time.perf_counter", lambda: next(clock))
     watch = Stopwatch()
-    watch.lap("a")
-    watch.lap("b")
-    first = watch.seconds["time/a_s"]
-    watch.lap("a")
-    assert watch.seconds["time/a_s"] >= first >= 0
-    assert list(watch.seconds) == ["time/a_s", "time/b_s"]
+    for part in ("a", "b", "a"):
+        watch.lap(part)
+    assert watch.seconds == {"time/a_s": 1.0 + 4.0, "time/b_s": 2.0}
 
 
 def test_peak_memory_is_in_bytes():

@@ -9,6 +9,7 @@ import pytest
 
 from rl4lm.builtin import model_path
 from rl4lm.cli import main
+from rl4lm.screen import stages
 
 EXACT = "rewards.arithmetic:exact_answer"
 MINE = """
@@ -22,6 +23,11 @@ def hangs(completion, answer):
     return float(completion == answer) - 0.25
 
 hangs.minimum = -1.0
+
+@per_sample
+def slow(completion, **columns):
+    time.sleep(0.3)
+    return 1.0
 
 @per_sample
 def crashes(completion, answer):
@@ -122,6 +128,22 @@ def test_what_is_shown_fits_eighty_columns(score):
     assert max(map(len, text.splitlines())) <= 80
 
 
+def test_what_takes_long_tells_how_far_it_is_where_it_spoils_no_results(
+    folder, capsys, monkeypatch
+):
+    monkeypatch.setattr(stages.Stages.__init__, "__defaults__", (0.05,))
+    (folder / "rows.jsonl").write_text('{"prompt": "p", "completion": "2", "answer": "2"}\n')
+    words = ["score", "--reward", "mine.py:slow", "--data", "rows.jsonl"]
+    assert main(words) == 0
+    assert "scoring 1 rows: 0:0" in capsys.readouterr().out
+    assert main([*words, "--json"]) == 0
+    printed = capsys.readouterr()
+    assert "scoring 1 rows: 0:0" in printed.err
+    assert json.loads(printed.out)["scored"] == 1
+    assert main([*words, "--json", "--quiet"]) == 0
+    assert "scoring" not in capsys.readouterr().err
+
+
 def test_a_quiet_score_leaves_the_rows_out_and_tells_what_they_come_to(score):
     rows = [{"completion": "a mark of its own 2"}]
     words = ["--reward", "mine.py:contains"]
@@ -161,6 +183,17 @@ def test_chat_prompts_are_rendered_for_the_model_and_told_as_messages(score, fol
     rows = written(folder)
     assert [row["prompt"] for row in rows] == [asked, asked, "12+34=", "12+34="]
     assert [row["completion"] for row in rows[:2]] != [""] * 2
+
+
+def test_completions_of_a_run_are_scored_as_the_run_scored_them(folder, score, capsys):
+    small = ["--prompts_per_step", 4, "--max_steps", 1, "--eval_samples", 0, "--noise_every", 0]
+    assert main(["train", "--output_dir", "run", *map(str, small), "--quiet"]) == 0
+    capsys.readouterr()
+    page = "run/completions/step-000001.jsonl"
+    score("--reward", EXACT, "--data", page, "--out", "scored.jsonl")
+    logged = [json.loads(line)["reward"] for line in (folder / page).read_text().splitlines()]
+    assert [row["reward"] for row in written(folder)] == logged
+    assert 0 < sum(logged) < len(logged)
 
 
 def test_a_tokenizer_makes_the_ids_that_rows_lack(score, folder):

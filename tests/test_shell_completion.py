@@ -44,6 +44,14 @@ LINES = {
     "rl4lm|train|--model_name_or_path|builtin|:|tiny-c": "tiny-code",
     "rl4lm|train|--model_name_or_path|bui": "builtin:tiny-arithmetic builtin:tiny-code",
     "rl4lm|export|--dtype|pure": "",
+    "rl4lm|export|--dtype|f": "float32 float16 float64",
+    "rl4lm|export|--out|r": "runs",
+    "rl4lm|train|--dtype|p": "pure_bfloat16",
+    "rl4lm|score|--data|ro": "rows.jsonl",
+    "rl4lm|score|--data|builtin|:|gr": "graded-arithmetic",
+    "rl4lm|train|--eval_dataset_name|bui": (
+        "builtin:arithmetic builtin:code builtin:graded-arithmetic"
+    ),
     "rl4lm|report|r": "runs",
     "rl4lm|doctor|--json|r": "runs",
     "rl4lm|completion|f": "fish",
@@ -114,6 +122,13 @@ def test_options_with_choices_offer_them_and_those_that_may_be_none_offer_that_t
     assert found["use_peft"].words == ("true", "false")
     assert "none" in found["report_to"].words
     assert found["seed"].words == ()
+
+
+def test_choices_of_a_verb_of_its_own_are_offered_and_checked(capsys):
+    found = {offer.name: offer for offer in offers(VERBS["export"].parser())}
+    assert found["--dtype"].words == ("auto", "float32", "bfloat16", "float16", "float64")
+    assert main(["export", "run", "--out", "here", "--dtype", "flot32"]) == 2
+    assert "'flot32' given, expected one of auto, float32" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,15 @@ import pytest
 
 from rl4lm.config import ReinforceConfig
 from rl4lm.data.examples import from_dataset
-from rl4lm.data.splits import HELD_OUT, evaluated_split, hold_out, overlap, training_splits
-from rl4lm.errors import DataError
+from rl4lm.data.splits import (
+    HELD_OUT,
+    evaluated_split,
+    hold_out,
+    overlap,
+    split_rows,
+    training_splits,
+)
+from rl4lm.errors import DataError, MissingSplitError
 
 
 def data(texts):
@@ -22,6 +29,7 @@ def texts(split):
 
 
 NUMBERS = [f"{k}+{k}=" for k in range(1000)]
+ROWS = [{"prompt": text} for text in NUMBERS[:4]]
 
 
 def test_a_share_of_the_prompts_is_held_out_and_nothing_is_lost():
@@ -158,3 +166,58 @@ def test_the_column_of_conversations_is_named_where_it_stands_in_for_prompts():
         "prompts are the conversations in the column 'messages'"
         in training_splits(ReinforceConfig(), rows).notes[0]
     )
+
+
+def doubled(row):
+    return {**row, "twice": 2 * row["answer"]}
+
+
+def test_rows_are_made_anew_in_both_splits(tmp_path):
+    folder = tmp_path / "rows"
+    folder.mkdir()
+    for split, answers in {"train": (3, 4), "test": (5,)}.items():
+        rows = [{"prompt": f"{answer}=", "answer": answer} for answer in answers]
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (folder / f"{split}.jsonl").write_text(text)
+    train, test = split_rows(ReinforceConfig(dataset_name=str(folder)), doubled)
+    assert [row["twice"] for row in train] == [6, 8]
+    assert test == [{"prompt": "5=", "answer": 5, "twice": 10}]
+
+
+def test_of_a_file_with_one_split_no_rows_are_made_to_evaluate_on(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"prompt": "3=", "answer": 3}) + "\n")
+    named = {"dataset_name": str(path)}
+    for given in ({}, {"dataset_test_split": None}):
+        train, test = split_rows(ReinforceConfig(**named, **given), doubled)
+        assert (len(train), test) == (1, None)
+    # A split that was asked for by name is not passed over in silence.
+    with pytest.raises(MissingSplitError, match="has no split 'validation'"):
+        split_rows(ReinforceConfig(**named, dataset_test_split="validation"), doubled)
+
+
+def test_several_data_sets_to_evaluate_on_come_by_name_and_the_first_is_the_main_one():
+    some, more = ([{"prompt": f"{name}{i}"} for i in range(3)] for name in "ab")
+    splits = training_splits(ReinforceConfig(), ROWS, {"easy": some, "hard": more})
+    assert [example.prompt for example in splits.evaluation.examples([0])] == ["a0"]
+    assert [example.prompt_id for example in splits.further["hard"].examples([2])] == ["hard-2"]
+    assert splits.notes == [
+        "numbers of evaluations without a name are those of 'easy'; others are hard/…"
+    ]
+    alone = training_splits(ReinforceConfig(), ROWS, {"easy": some})
+    assert (alone.further, alone.notes) == ({}, [])
+    assert training_splits(ReinforceConfig(), ROWS, some).further == {}
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({}, "at least one name"),
+        ({"": ROWS, "b": ROWS}, "got the names \\['', 'b'\\]"),
+        ({"easy": {"test": ROWS}}, "one split is expected, got a mapping with test"),
+        ({"prompt": ["a", "b"]}, "must be mappings"),
+    ],
+)
+def test_a_mapping_that_names_no_data_sets_is_refused(given, told):
+    with pytest.raises(DataError, match=told):
+        training_splits(ReinforceConfig(), ROWS, given)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -51,6 +52,21 @@ def test_a_summary_of_rows_without_a_reward_has_no_numbers():
     summary = summarize_scores([{"reward": None}])
     assert (summary["scored"], summary["none"]) == (0, 1)
     assert [summary[name] for name in ("mean", "std", "min", "max")] == [None] * 4
+
+
+def test_rows_of_a_runs_log_have_the_columns_of_the_data_as_their_own(file):
+    logged = {"prompt_id": "train-4", "sampling_logprob": -1.0, "prompt": "p", "completion": "2"}
+    rows = [
+        {**logged, "step": 1, "columns": {"answer": "2", "step": "of the data", "prompt": "other"}},
+        {**logged, "step": 1, "columns": {"step": "of the data"}},  # a long answer, written once
+        {**logged, "step": 1, "columns": {}, "prompt_id": "train-5"},
+    ]
+    first, second, other = read_rows(file("".join(json.dumps(row) + "\n" for row in rows)))
+    assert first == second
+    assert (first["answer"], first["step"], first["prompt"]) == ("2", "of the data", "p")
+    assert "answer" not in other
+    mine = {"prompt": "p", "completion": "2", "columns": {"answer": "2"}}  # no log's
+    assert read_rows(file(json.dumps(mine))) == [mine]
 
 
 def test_lines_end_at_line_feeds_only(file):
@@ -306,3 +322,36 @@ def test_the_prompts_may_have_another_columns_name(file):
     ]
     with pytest.raises(DataError, match="prompt is missing"):
         read_rows(path)
+
+
+class Heard:
+    """Notes what it is told of every stage: the last count."""
+
+    def __init__(self):
+        self.stages = {}
+
+    def begin(self, what):
+        self.what = what
+        self.stages[what] = None
+
+    def told(self, done, total):
+        self.stages[self.what] = (done, total)
+
+
+def test_who_watches_is_told_of_every_stage_and_of_rows_asked_about_alone():
+    def raises_at_c(completions, **columns):
+        if "c" in completions:
+            raise ValueError
+        return [1.0] * len(completions)
+
+    rows = [{"prompt": "p", "completion": text} for text in "abcd"]
+    heard = Heard()
+    bench = Bench([NamedReward("r", raises_at_c)], [1.0], on_error="mask", stages=heard)
+    examine(bench, rows)
+    assert heard.stages == {
+        "scoring 4 rows": (4, 4),  # one by one, since a call about all failed
+        "scoring 4 rows again": (4, 4),
+        "scoring rows one by one": (4, 4),
+    }
+    examine(replace(bench, stages=(quick := Heard())), rows[:2])
+    assert quick.stages["scoring 2 rows"] is None  # one call, which nobody can look into

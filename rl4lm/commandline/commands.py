@@ -5,6 +5,7 @@ Modules that need torch are imported inside the functions.
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -139,11 +140,7 @@ def sample(argv: Sequence[str]) -> None:
     namespace = sample_parser().parse_args(argv)
     if not namespace.prompt:
         raise ConfigError("give at least one prompt with --prompt TEXT")
-    if namespace.top_k < 0 or not 0 < namespace.top_p <= 1:
-        raise ConfigError(
-            f"top_k={namespace.top_k} must be 0 or more, and top_p={namespace.top_p} above 0 and "
-            "at most 1"
-        )
+    check_restriction(namespace)
     config = config_from(namespace, base_for=only(_SAMPLE))
     quiet_libraries()
     rows = list(_samples(config, namespace))
@@ -154,6 +151,15 @@ def sample(argv: Sequence[str]) -> None:
         from rl4lm.screen.console import Screen
 
         Screen().samples(rows)
+
+
+def check_restriction(namespace: argparse.Namespace) -> None:
+    """Refuse a ``--top_k`` or ``--top_p`` that keeps nothing."""
+    if namespace.top_k < 0 or not 0 < namespace.top_p <= 1:
+        raise ConfigError(
+            f"top_k={namespace.top_k} must be 0 or more, and top_p={namespace.top_p} above 0 and "
+            "at most 1"
+        )
 
 
 def _samples(config: ReinforceConfig, namespace: Any) -> Iterator[dict[str, Any]]:

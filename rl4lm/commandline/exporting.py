@@ -5,7 +5,7 @@ Modules that need torch are imported inside the functions.
 
 from __future__ import annotations
 
-from argparse import Namespace
+from argparse import ArgumentTypeError, Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,15 +25,7 @@ def export(argv: Sequence[str]) -> None:
     parser = export_parser()
     given = parser.parse_args(argv)
     if given.source is None or given.out is None:
-        raise ConfigError(
-            "name a run (or a checkpoint, or a model) and the folder to write; usage: "
-            f"{parser.format_usage()[7:].strip()}"
-        )
-    if given.dtype not in _DTYPES:
-        nearest = did_you_mean(given.dtype, _DTYPES)
-        raise ConfigError(
-            f"dtype: {given.dtype!r} given, expected one of {', '.join(_DTYPES)}{nearest}"
-        )
+        raise parser.lacks("name a run (or a checkpoint, or a model) and the folder to write")
     if given.private and given.push_to_hub is None:
         raise ConfigError("--private is said of an upload; name the repository with --push_to_hub")
     source = find_source(given.source, _step(given.checkpoint))
@@ -60,6 +52,8 @@ def export_parser() -> OptionParser:
     parser.add_argument(
         "--dtype",
         default="auto",
+        type=_dtype,
+        choices=_DTYPES,
         metavar="NAME",
         help=f"type of the weights: {', '.join(_DTYPES)}; auto = as trained, nothing is rounded",
     )
@@ -84,6 +78,13 @@ def export_parser() -> OptionParser:
     parser.add_argument("--private", action="store_true", help="make a private repository")
     add_output_arguments(parser, "what was written")
     return parser
+
+
+def _dtype(given: str) -> str:
+    if given not in _DTYPES:
+        nearest = did_you_mean(given, _DTYPES)
+        raise ArgumentTypeError(f"{given!r} given, expected one of {', '.join(_DTYPES)}{nearest}")
+    return given
 
 
 def _step(given: str | None) -> int | None:

@@ -6,12 +6,18 @@ Modules that need torch are imported inside the functions.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rl4lm.commandline.commands import default_values, print_json, quiet_libraries, settings_for
+from rl4lm.commandline.commands import (
+    default_values,
+    only,
+    print_json,
+    quiet_libraries,
+    settings_for,
+)
 from rl4lm.config import ReinforceConfig
 from rl4lm.data.rowfile import REQUIRED, Row, read_rows, write_rows
 from rl4lm.errors import ConfigError
@@ -51,22 +57,25 @@ def score(argv: Sequence[str]) -> None:
     from rl4lm.screen.console import Screen
     from rl4lm.workbench.bench import Bench
 
-    bench = Bench(
-        rewards,
-        config.weights_for(len(rewards)),
-        config.reward_timeout_s,
-        config.on_reward_error,
-    )
-    rows, ids = _completed(namespace, config, rows, samples)
-    scored, summary = _scored(bench, rows, ids, namespace)
-    if namespace.adversarial:
-        summary["adversarial"] = _adversarial(bench, rows, ids, namespace)
+    screen = Screen(stderr=namespace.json, terse=namespace.quiet)
+    with screen.stages() as stages:
+        bench = Bench(
+            rewards,
+            config.weights_for(len(rewards)),
+            config.reward_timeout_s,
+            config.on_reward_error,
+            stages,
+        )
+        rows, ids = _completed(bench, config, rows, samples, namespace.tokenizer)
+        scored, summary = _scored(bench, rows, ids, namespace)
+        if namespace.adversarial:
+            summary["adversarial"] = _adversarial(bench, rows, ids, namespace)
     if namespace.out is not None:
         write_rows(Path(namespace.out), scored)
     if namespace.json:
         print_json(summary)
     else:
-        Screen(terse=namespace.quiet).scores(" + ".join(namespace.reward), scored, summary)
+        screen.scores(" + ".join(namespace.reward), scored, summary)
 
 
 def _parsed(argv: Sequence[str]) -> tuple[argparse.Namespace, ReinforceConfig]:
@@ -74,17 +83,14 @@ def _parsed(argv: Sequence[str]) -> tuple[argparse.Namespace, ReinforceConfig]:
     namespace = parser.parse_args(argv)
     for name in ("reward", "data"):
         if getattr(namespace, name) is None:
-            raise ConfigError(f"--{name} is missing; usage: {parser.format_usage()[7:].strip()}")
+            raise parser.lacks(f"--{name} is missing")
     if namespace.weights is not None and len(namespace.weights) != len(namespace.reward):
         raise ConfigError(
             f"--weights has {len(namespace.weights)} values for {len(namespace.reward)} rewards; "
             "give one weight for each, in the order of --reward"
         )
 
-    def base_for(given: Mapping[str, Any]) -> Mapping[str, Any]:
-        return {k: v for k, v in settings_for(given).items() if k in _OPTIONS}
-
-    config = config_from(namespace, base_for=base_for)
+    config = config_from(namespace, base_for=only(_OPTIONS))
     # Not those of a run's own configuration, which --config may name.
     return namespace, replace(
         config, reward_funcs=namespace.reward, reward_weights=namespace.weights
@@ -135,19 +141,19 @@ def _all_completed(rows: Sequence[Row]) -> bool:
 
 
 def _completed(
-    namespace: argparse.Namespace, config: ReinforceConfig, rows: list[Row], samples: bool
+    bench: Bench, config: ReinforceConfig, rows: list[Row], samples: bool, tokenizer: str | None
 ) -> tuple[list[Row], Ids | None]:
     """The rows with completions, and what makes token ids of texts."""
-    if not samples and namespace.tokenizer is None:
+    if not samples and tokenizer is None:
         return rows, None
     from rl4lm.workbench.completing import complete_rows, tokenizer_ids
 
     quiet_libraries()
     ids = None
     if samples:
-        rows, ids = complete_rows(config, rows)
-    if namespace.tokenizer is not None:
-        ids = tokenizer_ids(namespace.tokenizer, config.trust_remote_code)
+        rows, ids = complete_rows(config, rows, bench.stages)
+    if tokenizer is not None:
+        ids = tokenizer_ids(tokenizer, config.trust_remote_code)
     return rows, ids
 
 

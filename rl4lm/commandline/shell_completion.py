@@ -9,7 +9,7 @@ import argparse
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 
-from rl4lm.builtin import BUILTIN_MODELS
+from rl4lm.builtin import BUILTIN_DATASETS, BUILTIN_MODELS
 from rl4lm.commandline.shells import SCRIPTS, Kind, Offer
 from rl4lm.config import OPTIONS
 from rl4lm.errors import ConfigError, did_you_mean
@@ -34,7 +34,10 @@ _FILES = (
 )
 _BRIEF = 70  # characters of a meaning
 _SAFE = str.maketrans({"'": "’", "`": "’", "[": "(", "]": ")", "\\": "/", "$": ""})
-_BUILTIN = ("model_name_or_path", "compare", "tokenizer")
+_BUILTIN = {
+    **dict.fromkeys(("model_name_or_path", "compare", "tokenizer"), tuple(BUILTIN_MODELS)),
+    **dict.fromkeys(("dataset_name", "eval_dataset_name", "data"), tuple(BUILTIN_DATASETS)),
+}
 
 
 def completion_parser() -> OptionParser:
@@ -87,20 +90,22 @@ def _offer(action: argparse.Action, name: str) -> Offer:
         kind = "words"
     elif action.nargs == 0:
         kind = "nothing"
-    elif action.dest in _FILES:
-        kind = "file"
     elif action.dest in _FOLDERS or action.metavar == "FOLDER":
         kind = "folder"
+    elif action.dest in _FILES:
+        kind = "file"
     many = action.nargs in ("*", "+")
     return Offer(name, _brief(action.help), kind, words, many)
 
 
 def _words(action: argparse.Action) -> tuple[str, ...]:
-    """The values that are known; for models the built-in ones, beside files."""
+    """The values that are known; for models and data sets the built-in ones, beside files."""
     if action.dest == "shell":
         return tuple(SCRIPTS)
     if action.dest in _BUILTIN:
-        return tuple(BUILTIN_MODELS)
+        return _BUILTIN[action.dest]
+    if action.choices is not None:
+        return tuple(map(str, action.choices))
     option = OPTIONS.get(action.dest)
     # A verb's own option may have the name of one of training, and a default then.
     if option is None or action.default != argparse.SUPPRESS:

@@ -24,6 +24,7 @@ Row = Mapping[str, Any]
 
 REQUIRED = ("prompt", "completion")
 _TABLES = (".csv", ".parquet")
+_LOGGED = {"prompt_id", "sampling_logprob", "columns"}  # which only rows of a run's log have
 
 
 def read_rows(
@@ -46,9 +47,10 @@ def read_rows(
         DataError: no file, a line that is not a JSON object, a row without what is required, or no
             rows; names the line or the row.
     """
+    known: dict[str, Row] = {}
     found = islice(_rows(path, split), most)
     rows = [
-        _checked(where, _with_prompt(row, prompt_column), required, shown)
+        _checked(where, _unfolded(_with_prompt(row, prompt_column), known), required, shown)
         for where, row, shown in found
     ]
     if not rows:
@@ -108,6 +110,24 @@ def _with_prompt(row: Any, column: str) -> Any:
     if column == "prompt" or not isinstance(row, Mapping) or column not in row:
         return row
     return {"prompt": row[column], **{n: v for n, v in row.items() if n not in (column, "prompt")}}
+
+
+def _unfolded(row: Any, known: dict[str, Row]) -> Any:
+    """A row of a run's log with the columns of the data as its own.
+
+    Args:
+        row: of any kind.
+        known: prompt -> the columns that rows before this one have given it, which are noted here.
+            The long ones stand in the first row of a prompt alone.
+    """
+    if not (isinstance(row, Mapping) and row.keys() >= _LOGGED):
+        return row
+    if not isinstance(row["columns"], Mapping):
+        return row
+    columns = {**known.get(str(row["prompt_id"]), {}), **row["columns"]}
+    known[str(row["prompt_id"])] = columns
+    kept = {n: v for n, v in columns.items() if n not in (*REQUIRED, "completion_ids")}
+    return {**{n: v for n, v in row.items() if n != "columns"}, **kept}
 
 
 def _checked(where: str, row: Any, required: Sequence[str], shown: str) -> Row:

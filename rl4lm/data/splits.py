@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 from rl4lm.config import OPTIONS, ReinforceConfig
-from rl4lm.data.columns import Shape, shape_of
+from rl4lm.data.columns import Row, Shape, shape_of
 from rl4lm.data.examples import PromptData, from_dataset, load_split
-from rl4lm.data.sources import Access
+from rl4lm.data.sources import Access, load_rows
 from rl4lm.errors import DataError, MissingSplitError
 from rl4lm.types import Message
+
+T = TypeVar("T")
 
 HELD_OUT = "held_out"  # the name of the split that `held_out_share` makes
 
@@ -45,6 +47,7 @@ class Splits:
     evaluation: PromptData | None  # None where nothing is kept for it
     notes: Sequence[str]  # lines about what was chosen
     warnings: Sequence[str]
+    further: Mapping[str, PromptData] = field(default_factory=dict)  # evaluated on too, by name
 
 
 def training_splits(
@@ -55,16 +58,20 @@ def training_splits(
     Args:
         config: the options.
         train_dataset: rows handed over; None means `dataset_name`.
-        eval_dataset: rows to evaluate on; None means `dataset_test_split`, or what is held out.
+        eval_dataset: rows to evaluate on, or several such by name, the main one first; None means
+            `dataset_test_split`, or what is held out.
 
     Raises:
         DataError: what cannot be read, or both a split to evaluate on and a share to hold out.
     """
     train = _train(config, train_dataset).first(config.max_train_samples)
-    evaluation = _evaluation(config, train_dataset, eval_dataset)
-    notes = _on_columns(config, train)
+    first, further = _parted(eval_dataset)
+    evaluation = _evaluation(config, train_dataset, first)
+    notes = [*_on_columns(config, train), *_on_names(eval_dataset)]
     if not config.held_out_share:
-        return Splits(train, evaluation, notes, _on_overlap(config, train, evaluation))
+        warnings = _on_overlap(config, train, evaluation)
+        others = {name: _handed_over(config, rows, name) for name, rows in further.items()}
+        return Splits(train, evaluation, notes, warnings, others)
     if evaluation is not None:
         raise DataError(
             f"held_out_share={config.held_out_share} is for data without a split to evaluate on, "
@@ -77,6 +84,31 @@ def training_splits(
         "evaluated on"
     )
     return Splits(rest, held_out, [*notes, line], [])
+
+
+def split_rows(
+    config: ReinforceConfig, made: Callable[[Row], Row]
+) -> tuple[list[Row], list[Row] | None]:
+    """The rows that the options name, each made into another one by a function of yours.
+
+    For columns that no option makes: `train_dataset` and `eval_dataset` of `ReinforceTrainer`.
+
+    Args:
+        config: the options; those about columns are for the trainer.
+        made: gives the row to train on for a row of the data.
+
+    Returns:
+        What is trained on, and what is evaluated on; None where the data have no split for that.
+
+    Raises:
+        DataError: what cannot be read, or a split to evaluate on that was named and is not there.
+    """
+
+    def read(split: str) -> list[Row]:
+        return [made(row) for row in load_rows(config.dataset_name, split, access)]
+
+    access = Access(config.dataset_config)
+    return read(config.dataset_train_split), _held_out(config, read)
 
 
 def evaluated_split(config: ReinforceConfig) -> PromptData:
@@ -99,14 +131,50 @@ def _train(config: ReinforceConfig, given: Any) -> PromptData:
     return from_dataset(given, column, "train", shape, config.max_train_samples)
 
 
+def _parted(given: Any) -> tuple[Any, dict[str, Any]]:
+    """What is evaluated on first, and what else, by name.
+
+    Raises:
+        DataError: a mapping without data sets, or with a name that numbers cannot go by.
+    """
+    if not isinstance(given, Mapping):
+        return given, {}
+    if not given or not all(isinstance(name, str) and name for name in given):
+        raise DataError(
+            "eval_dataset must be rows, or a mapping with at least one name and its rows, such as "
+            f"{{'easy': rows}}, got the names {list(given)}"
+        )
+    (_, first), *further = given.items()
+    return first, dict(further)
+
+
+def _on_names(given: Any) -> list[str]:
+    if not isinstance(given, Mapping) or len(given) == 1:
+        return []
+    first, *further = given
+    told = ", ".join(f"{name}/…" for name in further)
+    return [f"numbers of evaluations without a name are those of {first!r}; others are {told}"]
+
+
+def _handed_over(config: ReinforceConfig, rows: Any, split: str) -> PromptData:
+    column, shape = config.prompt_column, shape_of(config)
+    return from_dataset(rows, column, split, shape, config.eval_samples or None)
+
+
 def _evaluation(config: ReinforceConfig, train_given: Any, given: Any) -> PromptData | None:
     if given is not None:
-        column, shape = config.prompt_column, shape_of(config)
-        return from_dataset(given, column, "test", shape, config.eval_samples or None)
-    if train_given is not None or config.dataset_test_split is None:
+        return _handed_over(config, given, "test")
+    if train_given is not None:
+        return None
+    return _held_out(config, lambda split: _named(config, split))
+
+
+def _held_out(config: ReinforceConfig, read: Callable[[str], T]) -> T | None:
+    """What is read of the split to evaluate on; None where none is there or wanted."""
+    if config.dataset_test_split is None:
         return None
     try:
-        return _named(config, config.dataset_test_split)
+        return read(config.dataset_test_split)
     except MissingSplitError:
         if config.dataset_test_split != OPTIONS["dataset_test_split"].default:
             raise  # it was asked for by name

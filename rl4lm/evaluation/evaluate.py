@@ -17,6 +17,7 @@ from torch import Tensor
 
 from rl4lm.data.examples import PromptData
 from rl4lm.evaluation.outcomes import ACCURACY, Record, in_order, outcomes, summarize
+from rl4lm.metrics import plain_column
 from rl4lm.model.policy import Policy
 from rl4lm.processes.world import World
 from rl4lm.randomness import Stream
@@ -136,7 +137,7 @@ def _examined(
     world: World,
 ) -> Evaluated:
     """The evaluation on one data set."""
-    examples = exam.data.examples(range(min(what.samples, len(exam.data))))
+    examples = _prompts(exam, what)
     mine: list[Record] = []
     for batch in _batches(range(len(examples))[world.rank :: world.size], what.chances):
         asked = [examples[place] for place in batch.places]
@@ -155,6 +156,15 @@ def _examined(
         prompts=_hash(examples),
         rows=[_row(exam.label, examples[record["place"]], record) for record in records],
     )
+
+
+def _prompts(exam: Exam, what: Evaluation) -> list[Example]:
+    return exam.data.examples(range(min(what.samples, len(exam.data))))
+
+
+def prompts_of(exams: Sequence[Exam], what: Evaluation) -> str:
+    """`Evaluated.prompts` of an evaluation that is yet to be made."""
+    return "-".join(_hash(_prompts(exam, what)) for exam in exams)
 
 
 @dataclass(frozen=True)
@@ -260,7 +270,7 @@ def _hash(examples: Sequence[Example]) -> str:
 
 def _row(label: str, example: Example, record: Record) -> dict[str, Any]:
     """A completion as a file has it: what ``rl4lm score`` reads, and what was found."""
-    columns = {name: _plain(value) for name, value in example.columns.items()}
+    columns = {name: plain_column(value) for name, value in example.columns.items()}
     return {
         **columns,
         "dataset": label,
@@ -275,8 +285,3 @@ def _row(label: str, example: Example, record: Record) -> dict[str, Any]:
         "metrics": record["metrics"],
         "truncated": not record["ended"],
     }
-
-
-def _plain(value: Any) -> Any:
-    """A column's value as JSON can say it; a date, say, becomes text."""
-    return json.loads(json.dumps(value, default=str))

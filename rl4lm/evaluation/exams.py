@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from rl4lm.config import OPTIONS, ReinforceConfig
 from rl4lm.data.columns import shape_of
@@ -41,7 +42,11 @@ def accuracy_of(config: ReinforceConfig, columns: Sequence[str], data: str) -> N
 
 
 def assemble_exams(
-    config: ReinforceConfig, scorer: Scorer, accuracy: NamedReward | None, first: PromptData
+    config: ReinforceConfig,
+    scorer: Scorer,
+    accuracy: NamedReward | None,
+    first: PromptData,
+    given: Mapping[str, PromptData] = MappingProxyType({}),
 ) -> tuple[list[Exam], list[str]]:
     """The held-out split, and the further data sets of the options.
 
@@ -50,6 +55,7 @@ def assemble_exams(
         scorer: the rewards of training.
         accuracy: of the first data set.
         first: its rows.
+        given: further ones that were handed over in Python, by name.
 
     Returns:
         The data sets, and lines about rows that were left out.
@@ -61,8 +67,11 @@ def assemble_exams(
     metrics = resolve_rewards(config.eval_metrics)
     check_columns(metrics, first.columns)
     exams, notes = [Exam("", first, scorer, accuracy, metrics)], []
-    for label, name in _labels(config.eval_dataset_name).items():
-        data = _further(config, name)
+    named = {
+        label: (name, _further(config, name)) for label, name in _labels(config, given).items()
+    }
+    own = {label: (config.dataset_name, data) for label, data in given.items()}
+    for label, (name, data) in {**own, **named}.items():
         check_columns([*scorer.rewards, *metrics], data.columns)
         data, left_out = leave_out_unfit(scorer.rewards, data)
         exams.append(Exam(label, data, scorer, accuracy_of(config, data.columns, name), metrics))
@@ -71,14 +80,21 @@ def assemble_exams(
     return exams, notes
 
 
-def _labels(names: Sequence[str]) -> dict[str, str]:
-    """What the numbers of each data set are filed under: the last part of its name."""
+def _labels(config: ReinforceConfig, given: Mapping[str, PromptData]) -> dict[str, str]:
+    """What the numbers of each named data set are filed under: the last part of its name."""
+    names: Sequence[str] = config.eval_dataset_name
     labels = [Path(name).stem if Path(name).suffix else _last(name) for name in names]
     twice = [label for label in labels if labels.count(label) > 1]
     if twice:
         raise ConfigError(
             f"eval_dataset_name has two data sets that would both be called {twice[0]!r}: "
             f"{' '.join(names)}; rename one of the files, or name each once"
+        )
+    both = [label for label in labels if label in given]
+    if both:
+        raise ConfigError(
+            f"eval_dataset and eval_dataset_name both have a data set called {both[0]!r}; give one "
+            "of them another name"
         )
     return dict(zip(labels, names, strict=True))
 

@@ -45,6 +45,7 @@ COMPLETION_FIELDS = (
     "sampling_logprob",
     "sampling_logprobs",
     "truncated",
+    "columns",
 )
 METRIC_NAMES = (
     "step",

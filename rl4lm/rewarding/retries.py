@@ -20,6 +20,8 @@ from rl4lm.rewarding.launch import WorkerLost
 from rl4lm.rewarding.lookup import NamedReward
 from rl4lm.rewarding.performing import Raised
 
+Told = Callable[[int, int], None]  # how many rows were asked about alone, of how many
+
 # Nothing but rows without an answer for so long means that something else is broken.
 _NO_ANSWER_S = 600.0
 _STRIDE = 0.6180339887498949  # the golden ratio: steps of it never come near one another
@@ -44,6 +46,7 @@ class Asking:
     ask: Callable[[Call], Answer]
     prefix: str  # of its notes' names
     mask: bool  # rows at which it raises are left without this reward, instead of stopping the run
+    told: Told  # of every row that is asked about alone
 
     def __call__(self, batch: Batch) -> Answer:
         """The answer about a batch, with what could not be answered.
@@ -91,8 +94,10 @@ class Asking:
 
     def _one_by_one(self, batch: Batch, first: Failure) -> _Alone:
         alone, began = _Alone(), time.monotonic()
-        for row in _scattered(len(batch.completions)):
+        rows = _scattered(len(batch.completions))
+        for done, row in enumerate(rows, start=1):
             outcome = self.once(batch.only([row]))
+            self.told(done, len(rows))
             if isinstance(outcome, Answer):
                 alone.answers[row] = outcome
             elif isinstance(outcome, WorkerLost):

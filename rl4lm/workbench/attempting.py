@@ -63,7 +63,8 @@ def try_tricks(
     seen = subjects(rows, answer_column)
     tried = []
     with bench.scorer(mask=True) as scorer:
-        for kind in KINDS:
+        for number, kind in enumerate(KINDS, start=1):
+            bench.stages.begin(f"trying texts, {number} of {len(KINDS)} kinds: {kind.name}")
             made = attempts(kind, seen)
             if made:
                 tried.append(_tried(bench, scorer, kind, rows, made, ids))

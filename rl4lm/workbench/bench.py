@@ -19,6 +19,7 @@ from rl4lm.rewarding.lookup import NamedReward, check_columns, resolve_rewards
 from rl4lm.rewarding.unanswered import COUNTED
 from rl4lm.scoring import RewardContext, Scorer
 from rl4lm.types import Example, Scores
+from rl4lm.workbench.stages import NOBODY, Stages
 from rl4lm.workbench.tallying import latencies
 
 _IDS = "completion_ids"
@@ -37,6 +38,7 @@ class Bench:
     weights: Sequence[float]
     timeout_s: float | None = 60.0
     on_error: Literal["raise", "mask"] = "raise"
+    stages: Stages = NOBODY
 
     @classmethod
     def of(cls, *names: str, **settings: Any) -> Bench:
@@ -54,7 +56,8 @@ class Bench:
         Args:
             mask: leave a row at which a reward raises without this reward, whatever was chosen.
         """
-        return Scorer(self.rewards, self.weights, self.timeout_s, "mask" if mask else self.on_error)
+        on_error = "mask" if mask else self.on_error
+        return Scorer(self.rewards, self.weights, self.timeout_s, on_error, self.stages.told)
 
     @property
     def reads_ids(self) -> list[str]:
@@ -191,14 +194,17 @@ def examine(bench: Bench, rows: Sequence[Row], ids: Ids | None = None) -> Trial:
     """
     batch = batch_of(bench, rows, ids)
     with bench.scorer() as scorer:
+        bench.stages.begin(f"scoring {len(rows):,} rows")
         scores = batch.scored_by(scorer)
         failures = count_failures(bench, scores)
         first = _values(scores)
         answered = [i for i in range(len(rows)) if i not in scores.lost]
+        bench.stages.begin(f"scoring {len(answered):,} rows again")
         began = time.perf_counter()
         again = _values(batch.only(answered).scored_by(scorer)) if answered else []
         call = time.perf_counter() - began  # not the first, which has the worker's start in it
-        alone, seconds = _one_by_one(scorer, batch, _spread(answered))
+        bench.stages.begin("scoring rows one by one")
+        alone, seconds = _one_by_one(scorer, batch, _spread(answered), bench.stages)
     differing = [
         _difference(i, first[i], value)
         for i, value in zip(answered, again, strict=True)
@@ -235,7 +241,7 @@ def _spread(rows: Sequence[int]) -> list[int]:
 
 
 def _one_by_one(
-    scorer: Scorer, batch: Batch, rows: Sequence[int]
+    scorer: Scorer, batch: Batch, rows: Sequence[int], stages: Stages
 ) -> tuple[Mapping[int, float | None], list[float]]:
     """What rows earn alone, and the seconds each took; nothing of a reward that needs several."""
     values, seconds = {}, []
@@ -246,6 +252,7 @@ def _one_by_one(
         except (RewardError, RewardFailedError):
             return {}, []
         seconds.append(time.perf_counter() - began)
+        stages.told(len(seconds), len(rows))
     return values, seconds
 
 

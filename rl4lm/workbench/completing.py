@@ -15,17 +15,21 @@ from rl4lm.randomness import Stream
 from rl4lm.sampling.sampler import Chance, Draw, PolicySampler
 from rl4lm.types import Rollout
 from rl4lm.workbench.bench import Ids
+from rl4lm.workbench.stages import NOBODY, Stages
 
 _BATCH_PROMPTS = 64  # prompts completed at once
 _OF_A_COMPLETION = ("completion", "completion_ids", "truncated", "sample", "reward", "detail")
 
 
-def complete_rows(config: ReinforceConfig, rows: Sequence[Row]) -> tuple[list[Row], Ids]:
+def complete_rows(
+    config: ReinforceConfig, rows: Sequence[Row], stages: Stages = NOBODY
+) -> tuple[list[Row], Ids]:
     """Sample `num_generations` completions for every row's prompt.
 
     Args:
         config: model, length, temperature, ends, seed. The same options give the same completions.
         rows: with `prompt`, and columns; what they say of another completion is dropped.
+        stages: told how many prompts are completed.
 
     Returns:
         A row for every completion, with `completion`, `completion_ids` (the end token included),
@@ -41,6 +45,7 @@ def complete_rows(config: ReinforceConfig, rows: Sequence[Row]) -> tuple[list[Ro
     policy, _ = assemble_policy(config, None, None, None, [data], world)
     sampler, ends = PolicySampler(policy), end_rule(config, policy)
     completed: list[Row] = []
+    stages.begin(f"completing {len(bare):,} prompts")
     for start in range(0, len(bare), _BATCH_PROMPTS):
         places = range(start, min(start + _BATCH_PROMPTS, len(bare)))
         prompts = [example.prompt for example in data.examples(places)]
@@ -55,6 +60,7 @@ def complete_rows(config: ReinforceConfig, rows: Sequence[Row]) -> tuple[list[Ro
         )
         texts = policy.codec.decode(rollout.completion_lists())
         completed += _with_completions([bare[i] for i in places], rollout, texts)
+        stages.told(places.stop, len(bare))
     return completed, _encode_with(policy.codec.tokenizer)
 
 

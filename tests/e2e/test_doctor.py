@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from launching import RL4LM, finished
 
 from rl4lm import ReinforceConfig, ReinforceTrainer
 from rl4lm.doctor import diagnose
@@ -19,14 +20,7 @@ Run = Any  # makes a run with these options, and gives its folder
 
 
 def doctor(*words: str | Path, code: int = 0) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [sys.executable, "-m", "rl4lm", "doctor", *map(str, words)],
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert done.returncode == code, done.stdout + done.stderr
-    return done
+    return finished([*RL4LM, "doctor", *words], code=code, seconds=60)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from chat_checkpoint import save_chat_checkpoint
+from chat_templates import CHATML, save_chat_checkpoint
 from documented import FILE, PAGES, blocks, results, shown, write_files
 from reader import Reader, smaller
 
@@ -24,7 +24,7 @@ def workplace(tmp_path, monkeypatch):
     """An empty folder to work in, and a chat model in the place of the hub's."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    return save_chat_checkpoint(tmp_path / "chat")
+    return save_chat_checkpoint(tmp_path / "chat", CHATML, context=8192)
 
 
 @pytest.fixture

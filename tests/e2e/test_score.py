@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import pytest
+from launching import RL4LM, finished
 
 pytest.importorskip("trl")
 pytest.importorskip("math_verify")
@@ -60,15 +59,8 @@ def test_functions_of_trl_score_as_they_do_when_called(chat, tmp_path):
     (tmp_path / "made.py").write_text(MADE)
     lines = "".join(json.dumps(row) + "\n" for row in rows_of(chat))
     (tmp_path / "rows.jsonl").write_text(lines)
-    command = [sys.executable, "-m", "rl4lm", "score", "--reward", *NAMES, "--data", "rows.jsonl"]
-    done = subprocess.run(
-        [*command, "--out", "scored.jsonl", "--json"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert done.returncode == 0, done.stderr
+    words = ["score", "--reward", *NAMES, "--data", "rows.jsonl", "--out", "scored.jsonl", "--json"]
+    done = finished([*RL4LM, *words], tmp_path, seconds=240)
     summary = json.loads(done.stdout)
     assert summary["deterministic"] is True
     assert summary["rewards"]["accuracy_reward"]["none"] == 1

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from launching import RL4LM, TWO_PROCESSES, finished
 
 from rl4lm import ReinforceConfig, ReinforceTrainer
 from rl4lm.builtin import model_path
@@ -19,26 +17,9 @@ from rl4lm.estimator.baselines import BASELINES, NEEDS_TWO_GENERATIONS
 from rl4lm.replay import _compare, replay
 from rl4lm.screen.console import Screen
 
-CPU2 = Path(__file__).parents[2] / "recipes" / "accelerate" / "cpu2.yaml"
-LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CPU2)]
-
-
-def start(words, folder, code=0, seconds=280):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
-        [str(word) for word in words],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=seconds,
-    )
-    assert done.returncode == code, done.stdout + done.stderr
-    return done
-
 
 def rl4lm(words, folder, code=0):
-    return start([sys.executable, "-m", "rl4lm", *words.split()], folder, code)
+    return finished([*RL4LM, *words.split()], folder, code=code)
 
 
 # --- verify
@@ -102,7 +83,7 @@ sys.exit(cli.main(["verify", "--num_generations", "2"]))
 
 def test_a_gradient_one_part_in_five_thousand_too_long_fails_with_an_exit_code(tmp_path):
     (tmp_path / "planted.py").write_text(PLANTED)
-    done = start([sys.executable, "planted.py"], tmp_path, code=1)
+    done = finished([sys.executable, "planted.py"], tmp_path, code=1)
     assert "FAILED: the gradient is not what the documentation says" in done.stdout
     assert "1 of 1 sets of options failed" in done.stderr
 
@@ -158,7 +139,7 @@ world.close()
 )
 def test_baselines_are_exact_over_two_processes_and_a_world_size_factor_is_found(names, tmp_path):
     (tmp_path / "two.py").write_text(TWO)
-    start([*LAUNCH, "two.py", json.dumps(names)], tmp_path, seconds=180)
+    finished([*TWO_PROCESSES, "two.py", json.dumps(names)], tmp_path, seconds=180)
     found = json.loads((tmp_path / "found.json").read_text())
     assert len(found) == len(names or BASELINES) + 4
     planted = {name: found.pop(name) for name in ("averaged", "unreduced")}
