@@ -124,7 +124,7 @@ SETTINGS = [
 def test_the_settings_of_a_page_can_be_meant(page, code, tmp_path):
     (tmp_path / "settings.yaml").write_text(code, encoding="utf-8")
     words = ["--config", str(tmp_path / "settings.yaml")]
-    parse_options(words, prog="rl4lm train", description="", base_for=settings_for)
+    config_from(train_parser().parse_args(words), base_for=settings_for)
 
 
 def test_every_command_is_run_by_a_test_or_has_a_reason():
