@@ -41,6 +41,7 @@ class Scorer:
         timeout_s: float | None = 60.0,
         on_error: Literal["raise", "mask"] = "raise",
         told: Told = lambda done, rows: None,
+        seeded: bool = True,
     ) -> None:
         """Pair each reward with its weight; no process is started yet.
 
@@ -50,6 +51,7 @@ class Scorer:
             timeout_s: seconds for one call of a named reward; None for no limit.
             on_error: what to do where a reward raises: stop, or leave the row without this reward.
             told: of each row that is asked about alone, after a call about all has failed.
+            seeded: whether what a named reward draws at random follows from the seed of the run.
 
         Raises:
             RewardError: not one weight per reward, or no reward at all.
@@ -72,7 +74,7 @@ class Scorer:
         for k, reward in enumerate(rewards):
             if reward.asked_as is not None:
                 bounded = float(getattr(reward.function, "seconds_per_sample", 0.0))
-                self._ask_through(k, RewardProcess(reward.asked_as, timeout_s, bounded))
+                self._ask_through(k, RewardProcess(reward.asked_as, timeout_s, bounded, seeded))
         self._beside: dict[NamedReward, Scorer] = {}
         # What a completion took each reward, when it was last called here; 0 before.
         self.seconds = [0.0] * len(self._rewards)
