@@ -186,7 +186,7 @@ def test_json_output_is_json_and_nothing_else(adapted):
     assert "Warning" not in done.stderr
 
 
-def test_an_adapter_is_saved_alone_and_evaluates_as_it_was_trained(adapted, rl4lm):
+def test_an_adapter_is_saved_alone_and_evaluates_as_it_was_trained(adapted, verb):
     from peft import AutoPeftModelForCausalLM
 
     directory, _ = adapted
@@ -196,18 +196,15 @@ def test_an_adapter_is_saved_alone_and_evaluates_as_it_was_trained(adapted, rl4l
     assert all(moved)
     assert not (directory / "model" / "model.safetensors").exists()
     # The built-in model's settings belong to its name; a folder says what it wants.
-    where = ["--model_name_or_path", "lora/model", "--max_completion_length", 6]
-    done = rl4lm("eval", *where, "--eval_samples", 20, "--json")
-    assert (
-        json.loads(done.stdout)
-        == json.loads((directory / "summary.json").read_text())["eval_after"]
-    )
+    where = ["--model_name_or_path", directory / "model", "--max_completion_length", 6]
+    found = json.loads(verb("eval", *where, "--eval_samples", 20, "--json").out)
+    assert found == json.loads((directory / "summary.json").read_text())["eval_after"]
 
 
-def test_samples_are_a_json_object_each(rl4lm):
+def test_samples_are_a_json_object_each(verb):
     prompts = ["--prompt", "1+1=", "--prompt", "20-3="]
-    done = rl4lm("sample", *prompts, "--num_generations", 3, "--json")
-    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    said = verb("sample", *prompts, "--num_generations", 3, "--json")
+    rows = [json.loads(line) for line in said.out.splitlines()]
     assert [row["prompt"] for row in rows] == ["1+1="] * 3 + ["20-3="] * 3
     assert all(set(row) == {"prompt", "completion", "logprob", "truncated"} for row in rows)
     assert all(row["logprob"] < 0 for row in rows)
