@@ -53,6 +53,7 @@ def _raises_config_error(cls: type[ConfigClass]) -> type[ConfigClass]:
             lines = [_explain(problem) for problem in error.errors(include_url=False)]
             raise ConfigError("\n".join(lines)) from None
 
+    # Of every instance, however it is made.
     cls.__init__ = checked  # type: ignore[method-assign]
     return cls
 

@@ -55,6 +55,7 @@ class OptionParser(argparse.ArgumentParser):
         # argparse's own pattern takes -0.5 for a value, but -1e-5 for an option.
         self._negative_number_matcher = re.compile(r"-(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$")
 
+    # argparse declares overloads for namespaces of other types, which nobody hands in here.
     def parse_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> argparse.Namespace:

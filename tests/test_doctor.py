@@ -241,6 +241,24 @@ def falling(run: Run) -> None:
         row["reward"] -= 0.35
 
 
+def picking(run: Run) -> None:
+    """Groups with an advantage earn about one half, whatever the policy earns."""
+    draw = random.Random(1)
+    for row in run.steps:
+        row["dynamic_sampling/first_reward"] = row["reward"]
+        row["reward"] = 0.5 + draw.gauss(0, 0.03)
+
+
+def falling_unseen(run: Run) -> None:
+    falling(run)
+    picking(run)
+
+
+def by_heart_unseen(run: Run) -> None:
+    by_heart(run)
+    picking(run)
+
+
 def by_heart(run: Run) -> None:
     run.evaluations[1]["accuracy"] = 0.2
 
@@ -295,7 +313,9 @@ CASES = [
     (clipped_sgd, "gradient_always_clipped", "warning"),
     (flat, "reward_not_rising", "warning"),
     (falling, "reward_falls", "error"),
+    (falling_unseen, "reward_falls", "error"),
     (by_heart, "held_out_falls", "warning"),
+    (by_heart_unseen, "held_out_falls", "warning"),
     (collapsed, "entropy_collapse", "warning"),
     (growing, "length_explosion", "warning"),
     (shrinking, "length_collapse", "warning"),
@@ -319,6 +339,21 @@ def test_a_run_with_one_thing_wrong_has_that_finding_and_no_other(tmp_path, chan
     run = healthy_run()
     change(run)
     assert found_in(run, tmp_path) == {name: severity}
+
+
+def test_where_groups_are_picked_the_reward_is_that_of_the_first_ones_drawn(tmp_path):
+    run = healthy_run()
+    picking(run)
+    assert found_in(run, tmp_path / "run") == {}
+    for row in run.steps[-20:]:  # those picked are half right still
+        row["dynamic_sampling/first_reward"] = 0.96
+    _, diagnosis = diagnose(run.write(tmp_path / "solved"))
+    (finding,) = diagnosis.findings
+    assert finding.name == "nothing_left_to_learn"
+    assert "mean reward 0.96" in finding.seen
+    for row in run.steps:  # the control: `reward` alone stays where it was
+        del row["dynamic_sampling/first_reward"]
+    assert found_in(run, tmp_path / "misread") == {"reward_not_rising": "warning"}
 
 
 def test_a_healthy_run_has_no_finding_and_every_rule_was_applied(tmp_path):

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -116,3 +119,31 @@ def test_a_text_is_replaced_at_once(tmp_path):
     durable.replace_text(tmp_path / "t", "two")
     assert [path.name for path in tmp_path.iterdir()] == ["t"]
     assert (tmp_path / "t").read_text() == "two"
+
+
+DIES = """
+import os, signal, sys
+from pathlib import Path
+from rl4lm.rundir import durable
+
+unlink = os.unlink
+
+def dies(*args, **keywords):
+    unlink(*args, **keywords)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+os.unlink = dies
+durable.remove(Path(sys.argv[1]))
+"""
+
+
+def test_a_kill_during_a_removal_leaves_nothing_under_the_old_name(tmp_path):
+    folder = write(tmp_path / "checkpoint-000003")
+    killed = subprocess.run([sys.executable, "-c", DIES, str(folder)], timeout=60)
+    assert killed.returncode == -signal.SIGKILL
+    assert not folder.exists()
+    gone = tmp_path / ("checkpoint-000003" + durable.REMOVED)
+    files = {path.name for path in gone.rglob("*") if path.is_file()}
+    assert 0 < len(files) < 3  # half removed: a.bin, b.bin and the manifest were there
+    durable.remove(write(folder))  # again, with the remains in the way
+    assert list(tmp_path.iterdir()) == []

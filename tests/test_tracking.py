@@ -154,7 +154,8 @@ def test_a_run_goes_on_from_a_step_and_later_traces_are_gone(run):
         run.log_step({"step": k})
         run.log_completions(k, [{"a": k}])
     write_unscored(run.path, 3, 0, [{"prompt": "a"}])
-    for name in ("checkpoint-000002", "checkpoint-000003", "checkpoint-000004.partial"):
+    own = ("checkpoint-000002", "checkpoint-000003", "checkpoint-000004.partial")
+    for name in (*own, "checkpoint-000001.removed", "mine.removed"):
         (run.path / name).mkdir()
     (run.path / "summary.json").write_text("{}")
     for k in (0, 2, 3, 3):
@@ -167,6 +168,8 @@ def test_a_run_goes_on_from_a_step_and_later_traces_are_gone(run):
     left = {path.name for path in run.path.iterdir()}
     assert "checkpoint-000002" in left
     assert "checkpoint-000003.superseded" in left
-    assert not left & {"checkpoint-000003", "checkpoint-000004.partial", "summary.json"}
+    gone = {"checkpoint-000003", "checkpoint-000004.partial", "summary.json"}
+    assert not left & {*gone, "checkpoint-000001.removed"}
+    assert "mine.removed" in left
     assert not list(run.path.glob("unscored/*"))
     assert (run.path / "notes.txt").exists()

@@ -82,6 +82,7 @@ def run_training(
     Args:
         config: what to train, on what, how long.
         as_json: print the summary to the standard output, and all else to the error output.
+        dry_run: make one step and keep nothing, so that no output directory is asked for.
         terse: show only warnings and the result.
 
     Returns:
@@ -90,7 +91,7 @@ def run_training(
     Raises:
         ConfigError: no output directory.
     """
-    if config.output_dir is None:
+    if config.output_dir is None and not dry_run:
         raise ConfigError("where should the run go? name a folder with --output_dir")
     # Again in the trainer; here they answer before torch is even imported.
     check_off_policy(config)

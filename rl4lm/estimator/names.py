@@ -18,5 +18,9 @@ BaselineName = Literal[
 
 # These need several completions of a prompt; a lone one would be compared with itself.
 COMPARES_WITHIN_PROMPT: frozenset[BaselineName] = frozenset(
-    {"prompt_mean", "prompt_leave_one_out", "length_weighted"}
+    {
+        "prompt_mean",
+        "prompt_leave_one_out",
+        "length_weighted",
+    }
 )

@@ -19,6 +19,7 @@ from rl4lm.rules.findings import (
     noise,
     number,
     percent,
+    policy_rewards,
     solved,
     trend,
 )
@@ -30,7 +31,7 @@ def reward_not_rising(log: RunLog) -> Finding | None:
     """The reward is where it was, although there is something to learn from."""
     if log.text("sampler_url") is not None:
         return None  # a server's completions earn what they earned before
-    rewards = column(log.steps, "reward")
+    rewards = policy_rewards(log.steps)
     before, after, error = trend(rewards)
     alive = mean(log.steps, "effective_share") > 0.05 and mean(log.steps, "learning_rate") > 0
     if abs(after - before) > 2 * error or solved(log) or not alive:
@@ -53,7 +54,7 @@ def reward_not_rising(log: RunLog) -> Finding | None:
 
 def reward_falls(log: RunLog) -> Finding | None:
     """The reward is well below what it was."""
-    rewards = column(log.steps, "reward")
+    rewards = policy_rewards(log.steps)
     width = min(RECENT, len(rewards) // 3)
     blocks = [average(rewards[k : k + width]) for k in range(0, len(rewards) - width, width)]
     best, late, error = max(blocks), average(rewards[-width:]), noise(rewards, width)
@@ -81,7 +82,7 @@ def held_out_falls(log: RunLog) -> Finding | None:
     """The reward in training rises while the held-out metric gets worse."""
     metric = "accuracy" if column(log.evaluations, "accuracy") else "reward"
     values = column(log.evaluations, metric)
-    before, after, spread = trend(column(log.steps, "reward"))
+    before, after, spread = trend(policy_rewards(log.steps))
     if len(values) < 2 or after - before <= 2 * spread:
         return None
     best = max(values[:-1])

@@ -18,6 +18,7 @@ from typing import Any
 Row = Mapping[str, Any]
 
 RECENT = 20  # the last steps, which say how a run is doing now
+_OF_PICKED = "dynamic_sampling/first_reward"  # the policy's, where `reward` is of picked groups
 _LARGEST = 1e100  # beyond it, squares overflow and no metric means anything
 
 
@@ -142,6 +143,16 @@ def column(rows: Iterable[Row], name: str) -> list[float]:
     return [value for value in values if value is not None]
 
 
+def policy_rewards(rows: Iterable[Row]) -> list[float]:
+    """The mean reward of the policy in each step that has one, in order.
+
+    With `dynamic_sampling` that is not `reward`: groups whose completions earn the same are not
+    among those picked, and the mean of the others stays near one half whatever is learned.
+    """
+    values = (number(row.get(_OF_PICKED, row.get("reward"))) for row in rows)
+    return [value for value in values if value is not None]
+
+
 def mean(rows: Iterable[Row], name: str) -> float:
     """The mean of a metric over the rows that have it; 0 where none has."""
     return average(column(rows, name))
@@ -196,10 +207,10 @@ def solved(log: RunLog, reward: float | None = None) -> bool:
     """
     lowest = [s.lowest for s in log.samples if s.lowest is not None]
     highest = [s.highest for s in log.samples if s.highest is not None]
-    if not lowest or max(highest) <= min(lowest) or not column(log.recent, "reward"):
+    if not lowest or max(highest) <= min(lowest) or not policy_rewards(log.recent):
         return False
     span = max(highest) - min(lowest)
-    level = mean(log.recent, "reward") if reward is None else reward
+    level = average(policy_rewards(log.recent)) if reward is None else reward
     return level >= max(highest) - 0.1 * span
 
 

@@ -14,6 +14,7 @@ from rl4lm.rules.findings import (
     mean,
     number,
     percent,
+    policy_rewards,
     solved,
     trailing,
 )
@@ -59,7 +60,7 @@ def constant_reward(log: RunLog) -> Finding | None:
     steps = trailing(log.steps, lambda row: _is_constant(row, level))
     if steps < 5:
         return None
-    before = max(column(log.steps[:-steps], "reward"), default=level)
+    before = max(policy_rewards(log.steps[:-steps]), default=level)
     fell = before > level
     return Finding(
         "constant_reward",
@@ -90,7 +91,7 @@ def equal_rewards_within_prompts(log: RunLog) -> Finding | None:
         "equal_rewards_within_prompts",
         Severity.ERROR if share > 0.999 else Severity.WARNING,
         f"in {percent(share)} of the prompts of the last {len(log.recent)} steps all samples "
-        f"earned the same; mean reward {mean(log.recent, 'reward'):.3g}",
+        f"earned the same; mean reward {average(policy_rewards(log.recent)):.3g}",
         "the baseline of a prompt is the mean of its samples: equal rewards have advantage 0, and "
         "the prompt teaches nothing",
         (
@@ -111,9 +112,10 @@ def nothing_left_to_learn(log: RunLog) -> Finding | None:
     return Finding(
         "nothing_left_to_learn",
         Severity.NOTE,
-        f"mean reward {mean(log.recent, 'reward'):.3g} in the last {len(log.recent)} steps, the "
-        f"highest ever paid is {highest:.3g}; {percent(mean(log.recent, 'effective_share'))} of "
-        "the completions still have an advantage",
+        f"mean reward {average(policy_rewards(log.recent)):.3g} in the last {len(log.recent)} "
+        f"steps, the highest ever paid is {highest:.3g}; "
+        f"{percent(mean(log.recent, 'effective_share'))} of the completions still have an "
+        "advantage",
         "prompts that are always answered right teach nothing more",
         ("harder prompts", "stop here"),
     )

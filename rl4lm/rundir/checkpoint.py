@@ -185,7 +185,5 @@ def keep_newest(run: Path, limit: int | None, best: int | None) -> list[Path]:
     kept = set(list(saved)[-limit:]) if limit is not None else set(saved)
     removed = [path for step, path in saved.items() if step not in kept and step != best]
     for path in removed:
-        # The manifest goes first: a half-removed checkpoint must not pass for a whole one.
-        (path / durable.MANIFEST).unlink()
-        shutil.rmtree(path, ignore_errors=True)
+        durable.remove(path)
     return removed

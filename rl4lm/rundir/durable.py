@@ -18,6 +18,7 @@ from typing import Any
 MANIFEST = "manifest.json"
 PARTIAL = ".partial"  # ending of the name of a folder that is being written
 SUPERSEDED = ".superseded"  # ending of the name of a folder that another one has replaced
+REMOVED = ".removed"  # ending of the name of a folder that is being removed
 _FORMAT = 1
 _CHUNK = 1 << 20
 
@@ -89,6 +90,16 @@ def set_aside(folder: Path) -> Path | None:
         shutil.rmtree(aside)
     folder.rename(aside)
     return aside
+
+
+def remove(folder: Path) -> None:
+    """Remove a folder; one that a kill leaves half removed has another name by then."""
+    gone = folder.with_name(folder.name + REMOVED)
+    if gone.exists():
+        shutil.rmtree(gone)
+    folder.rename(gone)
+    sync(folder.parent)
+    shutil.rmtree(gone, ignore_errors=True)
 
 
 def is_sealed(folder: Path) -> bool:

@@ -214,7 +214,8 @@ def reopen_run_directory(
 ) -> RunDirectory:
     """Go on in the directory of a run: what was logged after a step is cut off.
 
-    Later checkpoints are set aside under another name: the run may now take another course.
+    What a kill has left half written or half removed goes; its name tells. Later checkpoints are
+    set aside under another name: the run may now take another course.
 
     Args:
         path: of the directory.
@@ -232,6 +233,9 @@ def reopen_run_directory(
         (path / "summary.json").unlink(missing_ok=True)
         for partial in path.glob("*" + durable.PARTIAL):
             shutil.rmtree(partial)
+        for gone in path.glob("*" + durable.REMOVED):
+            if _CHECKPOINT.fullmatch(gone.name.removesuffix(durable.REMOVED)):
+                shutil.rmtree(gone)
         for saved in path.glob("checkpoint-*"):
             named = _CHECKPOINT.fullmatch(saved.name)
             if named and int(named[1]) > step:

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 import rl4lm as rl4lm_package
 from rl4lm import ReinforceConfig
+from rl4lm.cli import main
 
 SIZES = ["--max_steps", 3, "--eval_samples", 20, "--prompts_per_step", 4]
 ESCAPE = "\x1b"
@@ -265,3 +266,13 @@ def _under_a_terminal(command, folder, environment):
     os.close(ours)
     assert process.returncode == 0, output.decode()
     return output.decode()
+
+
+def test_a_dry_run_keeps_nothing_and_asks_for_no_folder(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = ["--prompts_per_step", "2", "--max_completion_length", "4", "--torch_threads", "1"]
+    assert main(["train", "--dry_run", "--json", *words]) == 0
+    assert json.loads(capsys.readouterr().out)["step_seconds"] > 0
+    assert list(tmp_path.iterdir()) == []
+    assert main(["train", *words]) == 2
+    assert "name a folder with --output_dir" in capsys.readouterr().err

@@ -290,7 +290,7 @@ def test_a_checkpoint_of_another_run_begins_a_run_of_its_own(tmp_path, undisturb
 
 def test_the_newest_and_the_best_checkpoints_stay(tmp_path):
     run(tmp_path, {"save_steps": 1, "eval_steps": 1, "save_total_limit": 2, "max_steps": 6})
-    accuracy = {row["step"]: row["accuracy"] for row in lines(tmp_path / "eval.jsonl")[1:-1]}
+    accuracy = {row["step"]: row["accuracy"] for row in lines(tmp_path / "eval.jsonl")[1:]}
     best = max(accuracy, key=lambda step: (accuracy[step], step))
     saved = {int(path.name[-6:]) for path in tmp_path.glob("checkpoint-*")}
     assert saved == {5, 6, best}
@@ -306,16 +306,16 @@ def test_weights_of_a_checkpoint_load_with_from_pretrained(undisturbed):
 
 
 def test_a_gradient_that_stays_not_finite_ends_the_run_with_its_batches_kept(tmp_path, monkeypatch):
-    from rl4lm.model import policy
+    from rl4lm.model import teacher_forcing
 
-    tiled = policy.tiled_gradient
+    tiled = teacher_forcing.tiled_gradient
     calls = iter(range(10**6))
 
     def poisoned(hidden: torch.Tensor, *rest: Any) -> Any:
         logprobs, gradient = tiled(hidden, *rest)
         return logprobs, gradient * (float("nan") if next(calls) > 3 else 1.0)
 
-    monkeypatch.setattr(policy, "tiled_gradient", poisoned)
+    monkeypatch.setattr(teacher_forcing, "tiled_gradient", poisoned)
     options = {"save_steps": 0, "noise_every": 0, "eval_steps": 0, "baseline": "none"}
     with pytest.raises(TrainingError, match="not finite for 3 steps in a row") as stopped:
         run(tmp_path, options)

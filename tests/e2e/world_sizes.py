@@ -97,10 +97,10 @@ def work(folder: Path, layout: str, chosen: dict[str, dict[str, Any]]) -> None:
         begun = [whole(p.detach()).clone() for p in trainer.policy.trainable().values()]
         given = alone if alone is not None and case["dtype"] == "float32" else None
         if case.get("broken"):
-            World.sum_gradients = lambda world, parameters: None  # type: ignore[method-assign]
+            World.sum_gradients = lambda world, parameters: None
         with drawn_or_given(trainer, given, case.get("rollouts")) as drawn:
             trainer.train()
-        World.sum_gradients = sum_gradients  # type: ignore[method-assign]
+        World.sum_gradients = sum_gradients
         weights = [whole(p.detach()).clone() for p in trainer.policy.trainable().values()]
         everybody = trainer.world.gather_lists([drawn])
         if trainer.world.is_main:
@@ -179,11 +179,11 @@ def drawn_or_given(trainer: Any, given: Any, kind: str | None) -> Iterator[dict[
             notes[f"{step}/{place}"] = note_of(rollout, k, slice(k * group, (k + 1) * group))
         return rollout
 
-    Gatherer.sample = draw  # type: ignore[method-assign]
+    Gatherer.sample = draw
     try:
         yield notes
     finally:
-        Gatherer.sample = sample  # type: ignore[method-assign]
+        Gatherer.sample = sample
 
 
 def note_of(rollout: Any, prompt: int, rows: slice) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from launching import TWO_PROCESSES, finished
 from torch import Tensor
 
 from rl4lm import ReinforceConfig, ReinforceTrainer, Rollout
-from rl4lm.model import policy
+from rl4lm.model import teacher_forcing
 from rl4lm.processes.dealing import deal
 from rl4lm.screen.console import Screen
 
@@ -90,13 +90,13 @@ def test_the_order_of_the_prompts_and_padding_change_nothing(subject, tiny):
 def test_running_samples_without_advantage_too_changes_nothing(subject, tiny, monkeypatch):
     dtype, use_peft, rollout, advantages, _ = subject
     trainer = exact_build(tiny, dtype, use_peft, 100)
-    cut, run = policy.micro_batches, []
+    cut, run = teacher_forcing.micro_batches, []
 
     def every_row(rollout, rows, *rest):
         run.extend(rows)
         return cut(rollout, range(P * G), *rest)
 
-    monkeypatch.setattr(policy, "micro_batches", every_row)
+    monkeypatch.setattr(teacher_forcing, "micro_batches", every_row)
     # Of equal completions only the first one carries their weights.
     assert close(tiny, subject, trainer.gradient(rollout, advantages))
     assert 0 < len(run) < P * G

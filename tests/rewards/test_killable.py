@@ -139,7 +139,7 @@ def test_what_raises_is_named_with_its_function(worker: Killable) -> None:
 def test_threads_take_turns(worker: Killable) -> None:
     found: list[int] = []
     threads = [
-        threading.Thread(target=lambda i=i: found.append(worker.call("echo", i)[0][0]))  # type: ignore[misc]
+        threading.Thread(target=lambda i=i: found.append(worker.call("echo", i)[0][0]))
         for i in range(8)
     ]
     for thread in threads:
