@@ -211,15 +211,16 @@ def test_samples_are_a_json_object_each(verb):
     assert all(row["logprob"] < 0 for row in rows)
 
 
-def test_completions_of_a_run_can_be_scored_again(twice, home, rl4lm):
-    rows = lines(twice[0] / "completions" / "step-000001.jsonl")
+def test_completions_of_a_run_can_be_scored_again(twice, home, verb):
+    page = twice[0] / "completions" / "step-000001.jsonl"
+    rows = lines(page)
     for row in rows:
+        row |= row.pop("columns")  # what the data have, beside what the run has logged
         left, sign, right = re.split(r"([+-])", row["prompt"].rstrip("="))
-        row["answer"] = int(left) + int(sign + right)
-    (home / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    words = ["--reward", "rewards.arithmetic:exact_answer", "--data", "rows.jsonl"]
-    done = rl4lm("score", *words, "--out", "scored.jsonl", "--json")
-    assert json.loads(done.stdout)["mean"] == statistics.fmean(row["reward"] for row in rows)
+        assert int(row["answer"]) == int(left) + int(sign + right)
+    words = ["--reward", "rewards.arithmetic:exact_answer", "--data", page, "--json"]
+    found = json.loads(verb("score", *words, "--out", home / "scored.jsonl").out)
+    assert found["mean"] == statistics.fmean(row["reward"] for row in rows)
     assert lines(home / "scored.jsonl") == rows  # the same reward and detail as in training
 
 
