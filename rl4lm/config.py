@@ -1,10 +1,8 @@
 """Every option of training: name, type, default, limits and meaning, in one frozen dataclass.
 
 Names follow TRL where the meaning is TRL's. The same conversion serves YAML, the command line and
-Python: values arrive plain or as text, and whatever cannot be meant is a `ConfigError`. To add an
-option: a field in `rl4lm.settings.fields` (help text: meaning, unit, off value; range and default
-are written by the machine), its conflicts with others in `_conflicts`, a test, and a line in the
-change log.
+Python: values arrive plain or as text, and whatever cannot be meant is a `ConfigError`. Fields are
+in `rl4lm.settings.fields`, conflicts here; docs/architecture.md says how to add an option.
 """
 
 from __future__ import annotations

@@ -112,6 +112,21 @@ def test_no_block_of_a_page_is_passed_over(page):
             assert line.startswith("#") or re.sub(r"\s+#\s.*", "", line) in found, line
 
 
+SETTINGS = [
+    (page, code)
+    for page in PAGES
+    for language, code in FENCED.findall(text_of(page))
+    if language == "yaml"
+]
+
+
+@pytest.mark.parametrize(("page", "code"), SETTINGS, ids=[page for page, _ in SETTINGS])
+def test_the_settings_of_a_page_can_be_meant(page, code, tmp_path):
+    (tmp_path / "settings.yaml").write_text(code, encoding="utf-8")
+    words = ["--config", str(tmp_path / "settings.yaml")]
+    config_from(train_parser().parse_args(words), base_for=settings_for)
+
+
 def test_every_command_is_run_by_a_test_or_has_a_reason():
     """The reader of `e2e/test_documented_runs` types all others, once they are whole."""
     for text in TEXTS:

@@ -24,6 +24,10 @@ SMALL = {  # by verb, behind what the page says
 
 # The tests that run a command in the place of this one, by how it begins.
 RUN_BY = {
+    "make check": "e2e/test_adding::test_what_was_added_passes_the_checks",
+    "make docs": (
+        "test_site::test_the_site_builds_strictly_and_its_pages_load_nothing_from_a_network"
+    ),
     "rl4lm verify --all": (
         "e2e/test_verify_and_replay::test_every_baseline_and_option_is_verified_on_the_command_line"
     ),
@@ -72,7 +76,7 @@ RUN_BY = {
 
 # Why a command is run by no test, by how it begins.
 NOT_RUN = {
-    "make ": "a target sets .venv up from the package index; `make check` is what CI begins with",
+    "make ": "it sets .venv up from the package index, and CI runs what it is about",
     "bash .ci/run": "it runs this very suite",
     "pip install": "it changes the environment; extras are compared with pyproject.toml",
     "source .venv/bin/activate": "the environment that `make` makes",
@@ -91,7 +95,7 @@ NOT_RUN = {
 # A form, or a command of which a sentence names only the beginning -> what is run.
 FORMS = {
     "rl4lm report RUN RUN …": "rl4lm report runs/a runs/b",
-    "rl4lm report --png": "rl4lm report runs/mine --png",
+    "rl4lm report --png": "rl4lm report runs/mine --png curves.png",
     "rl4lm verify --config": "rl4lm verify --config runs/mine/config.yaml",
     "rl4lm score --data": (
         "rl4lm score --data completions.jsonl --reward rewards.arithmetic:final_number"
@@ -159,6 +163,7 @@ SMALLER = {
     "docs/from_trl.md": {
         "max_steps=100": "max_steps=1",
         "length=64": "length=8",
+        'GRPOConfig(\n        output_dir="runs/': 'GRPOConfig(\n        output_dir="runs/trl-',
         "batch_size=8,": "batch_size=8, bf16=False, use_cpu=True,",
     },
 }

@@ -13,8 +13,6 @@ import sys
 import pytest
 from documented import FENCED, ROOT
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
-
 PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 PLACE = re.compile(
     r"(?:# |<!-- )(?P<file>[\w/]+\.\w+)(?:, (?P<side>above|below): (?P<line>.+?))?(?: -->)?\n"
@@ -38,20 +36,19 @@ def edits(title):
         yield *place.groups(), code[place.end() :]
 
 
-def apply(folder, file, side, line, text):
-    """Write a new file, or above or below the one line of a file that begins so."""
+def edited(folder, file, side, line, text):
+    """What a file holds with a block: a new one, or above or below the one line that begins so."""
     path = folder / file
     if side is None:
         assert not path.exists(), file
-        path.write_text(text.lstrip("\n"), encoding="utf-8")
-        return
+        return text.lstrip("\n")
     if file.endswith(".py") and not text.startswith(" "):
         text += "\n\n"  # between functions
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     found = [i for i, each in enumerate(lines) if each.strip().startswith(line)]
     assert len(found) == 1, f"{file}: {len(found)} lines begin with {line}"
     lines.insert(found[0] + (side == "below"), text)
-    path.write_text("".join(lines), encoding="utf-8")
+    return "".join(lines)
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +58,7 @@ def copy(tmp_path_factory):
     shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(*KEPT_OUT))
     for title in TITLES:
         for edit in edits(title):
-            apply(folder, *edit)
+            (folder / edit[0]).write_text(edited(folder, *edit), encoding="utf-8")
     return folder
 
 
@@ -79,11 +76,27 @@ def run(copy, *words):
     return done.stdout
 
 
+@pytest.mark.parametrize("title", TITLES)
+def test_the_places_that_the_page_names_are_there(title):
+    for edit in edits(title):
+        assert edit[-1].strip() in edited(ROOT, *edit)
+
+
+def test_a_place_that_is_not_there_is_noticed():
+    for file, line in (("README.md", "no such line"), ("nothing/at/all.md", "x")):
+        with pytest.raises((AssertionError, OSError)):
+            edited(ROOT, file, "below", line, "text")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_what_was_added_passes_the_checks(copy):
     """`make check`, in the environment that runs this test, which is not set up again."""
     run(copy, "make", "-o", f"{sys.prefix}/.ready", "check", f"VENV={sys.prefix}")
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("title", TITLES)
 def test_what_was_added_passes_the_tests_that_the_page_names(copy, title):
     named = re.findall(r"`pytest ([^`]+)`", section(title))
@@ -92,6 +105,8 @@ def test_what_was_added_passes_the_tests_that_the_page_names(copy, title):
         run(copy, *PYTHON, "pytest", "-q", *shlex.split(words))
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_added_baseline_is_exact(copy):
     words = ("rl4lm", "verify", "--baseline", "median_of_others", "--json")
     report = json.loads(run(copy, *PYTHON, *words))
@@ -99,6 +114,8 @@ def test_the_added_baseline_is_exact(copy):
     assert report["variance"]["median_of_others"] < 1
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_added_reward_is_asked(copy):
     words = ("score", "--reward", "rewards.closeness:close", "--data", "builtin:arithmetic")
     report = json.loads(run(copy, *PYTHON, "rl4lm", *words, "--adversarial", "--json"))
