@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 import warnings
 
 import datasets
@@ -265,14 +264,20 @@ def test_help_answers_at_once_without_importing_torch(folder):
     assert "rl4lm train --output_dir runs/first" in done.stdout
     seconds = {}
     for words in ("--help", "train --help", "train --max_stepz 3"):
-        started = time.perf_counter()
+        started = _children_seconds()
         command = [sys.executable, "-X", "importtime", "-m", "rl4lm", *words.split()]
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60)
-        seconds[words] = time.perf_counter() - started
+        seconds[words] = _children_seconds() - started
         assert done.returncode == (2 if "stepz" in words else 0)
         assert not [line for line in done.stderr.splitlines() if line.endswith(" torch")]
     sys.stdout.write(f"seconds: {seconds}\n")
     assert min(seconds.values()) < 1.5
+
+
+def _children_seconds():
+    """Processor time of processes that have ended, whatever else the machine does."""
+    times = os.times()
+    return times.children_user + times.children_system
 
 
 def test_a_user_sees_words_and_no_traceback(folder):
