@@ -106,7 +106,7 @@ def gradient_variances(rollouts: int, past: int) -> dict[str, float]:
     for step in range(past + rollouts):
         e, _ = gatherer.gather(step, {}, context, Stopwatch())
         keys = gatherer.prompt_keys(step)
-        inputs = gatherer.inputs(keys, gatherer.deal(keys)[0], e.rollout, e.measures)
+        inputs = gatherer.centre.inputs(keys, gatherer.deal(keys)[0], e.rollout, e.measures)
         for name, baseline in BASELINES.items():
             value, states[name] = baseline(e.measures[..., 0], inputs, states[name])
             if step >= past:

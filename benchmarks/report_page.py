@@ -37,7 +37,10 @@ def measure(page: Page, file: Path) -> dict[str, float]:
     """Milliseconds of loading, of each filter, and of sorting by each column twice."""
     page.goto(file.as_uri())
     page.wait_for_selector("html[data-ready]")
-    found = {"load": milliseconds(page, "load")[0], "first filter": milliseconds(page, "filter")[0]}
+    found = {
+        name: milliseconds(page, name)[0] for name in ("load", "prepare")
+    }  # the second in the first
+    found["filter: first"] = milliseconds(page, "filter")[0]
     for name, words in FILTERS.items():
         before = len(milliseconds(page, "filter"))
         page.fill("#text", words)
@@ -70,7 +73,7 @@ def main() -> int:
         opened.close()
     for name, duration in found.items():
         print(f"{name:22} {duration:6.0f} ms")
-    slowest = max(duration for name, duration in found.items() if name != "load")
+    slowest = max(took for name, took in found.items() if name.startswith(("filter", "sort")))
     kept = found["load"] < LOAD_MS and slowest < FILTER_MS
     print(f"{'within' if kept else 'NOT within'} {LOAD_MS} ms to load and {FILTER_MS} ms to filter")
     return int(not kept)

@@ -160,7 +160,7 @@ def summarize(found: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def render(payload: dict[str, Any]) -> str:
-    """A Markdown section of what `main` writes."""
+    """A Markdown section of what `compare` has found."""
     methods = payload["methods"]
     lines = [
         "## Time to accuracy\n",
@@ -229,8 +229,8 @@ def _choice(found: Mapping[str, Any]) -> str:
     return words
 
 
-def main() -> None:
-    """Run or look up all runs, print the section, write the JSON; with --one, a single run."""
+def arguments_of_a_call() -> argparse.Namespace:
+    """What the command was given."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else "")
     parser.add_argument("--cache", type=Path, required=True, help="folder of finished runs")
     parser.add_argument("--only", nargs="*", choices=("ours", "trl"), default=["ours", "trl"])
@@ -242,27 +242,25 @@ def main() -> None:
     parser.add_argument("--one", nargs=3, metavar=("METHOD", "RATE", "SEED"), help="a single run")
     parser.add_argument("--micro_batch", type=int, default=0, help="of --one")
     parser.add_argument("--steps", type=int, default=0, help="of --one; 0 = all")
-    arguments = parser.parse_args()
-    quiet_libraries()
-    arguments.cache.mkdir(parents=True, exist_ok=True)
-    if arguments.one:
-        method, rate, seed = arguments.one
-        options = (arguments.micro_batch, arguments.limit, arguments.steps)
-        run(Job(method, float(rate), int(seed), *options), arguments.cache)
-        return
-    allowed = [name for name in NAMES if ("ours" if name == "ours" else "trl") in arguments.only]
-    result_of = runner(arguments.cache, allowed)
-    limits = (arguments.grid_limit, arguments.limit)
-    found = {name: measure(name, result_of, arguments.seeds, limits) for name in NAMES}
+    return parser.parse_args()
+
+
+def compare(result_of: Runner, seeds: int, limits: tuple[float, float]) -> dict[str, Any]:
+    """Measure every method; what `render` tells and the results file holds.
+
+    Args:
+        result_of, seeds, limits: as `measure` takes them.
+    """
+    found = {name: measure(name, result_of, seeds, limits) for name in NAMES}
     config = ReinforceConfig(**our_settings())
-    payload = {
+    return {
         "targets": TARGETS,
         "every": EVERY,
         "prompts_per_step": config.prompts_per_step,
         "num_generations": config.num_generations,
         "max_steps": config.max_steps,
-        "grid_limit_s": arguments.grid_limit,
-        "limit_s": arguments.limit,
+        "grid_limit_s": limits[0],
+        "limit_s": limits[1],
         "machine": machine(),
         "methods": {n: {"summary": summarize(f), **f} for n, f in found.items() if f["runs"]},
         "only_tried": {
@@ -271,6 +269,21 @@ def main() -> None:
             if each["early_accuracy_by_learning_rate"] and not each["runs"]
         },
     }
+
+
+def main() -> None:
+    """Run or look up all runs, print the section, write the JSON; with --one, a single run."""
+    arguments = arguments_of_a_call()
+    quiet_libraries()
+    arguments.cache.mkdir(parents=True, exist_ok=True)
+    if arguments.one:
+        method, rate, seed = arguments.one
+        options = (arguments.micro_batch, arguments.limit, arguments.steps)
+        run(Job(method, float(rate), int(seed), *options), arguments.cache)
+        return
+    allowed = [name for name in NAMES if ("ours" if name == "ours" else "trl") in arguments.only]
+    limits = (arguments.grid_limit, arguments.limit)
+    payload = compare(runner(arguments.cache, allowed), arguments.seeds, limits)
     print(render(payload))
     write_results(arguments.out, payload)
 

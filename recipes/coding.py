@@ -16,14 +16,13 @@ from __future__ import annotations
 
 import sys
 
-import rl4lm
 from rl4lm.cli import run
-from rl4lm.commandline.commands import quiet_libraries, settings_for
+from rl4lm.commandline.commands import run_training, settings_for
 from rl4lm.options import parse_options
 
 
 def main() -> None:
-    """Read the options, train, and leave the other processes in good order."""
+    """Read the options, and train."""
     config = parse_options(
         sys.argv[1:],
         prog="recipes/coding.py",
@@ -31,10 +30,7 @@ def main() -> None:
         base={"model_name_or_path": "builtin:tiny-code", "output_dir": "runs/coding"},
         base_for=settings_for,
     )
-    quiet_libraries()
-    trainer = rl4lm.ReinforceTrainer(args=config)
-    trainer.train()
-    trainer.world.close()
+    run_training(config)
 
 
 if __name__ == "__main__":

@@ -18,9 +18,8 @@ from __future__ import annotations
 
 import sys
 
-import rl4lm
 from rl4lm.cli import run
-from rl4lm.commandline.commands import quiet_libraries, settings_for
+from rl4lm.commandline.commands import run_training, settings_for
 from rl4lm.options import parse_options
 
 DEFAULTS = {
@@ -37,7 +36,7 @@ DEFAULTS = {
 
 
 def main() -> None:
-    """Read the options, train, and leave the other processes in good order."""
+    """Read the options, and train."""
     config = parse_options(
         sys.argv[1:],
         prog="recipes/curriculum.py",
@@ -45,10 +44,7 @@ def main() -> None:
         base=DEFAULTS,
         base_for=settings_for,
     )
-    quiet_libraries()
-    trainer = rl4lm.ReinforceTrainer(args=config)
-    trainer.train()
-    trainer.world.close()
+    run_training(config)
 
 
 if __name__ == "__main__":

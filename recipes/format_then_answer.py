@@ -20,10 +20,9 @@ import re
 import sys
 from pathlib import Path
 
-import rl4lm
 from rewards import Graded, per_sample
 from rl4lm.cli import run
-from rl4lm.commandline.commands import quiet_libraries, settings_for
+from rl4lm.commandline.commands import run_training, settings_for
 from rl4lm.options import parse_options
 
 FORM = re.compile("[0-9]{3}|[1-9][0-9]{3}")  # a sum above 999 needs a fourth digit
@@ -42,7 +41,7 @@ def display(completion: str) -> Graded:
 
 
 def main() -> None:
-    """Read the options, train, and leave the other processes in good order."""
+    """Read the options, and train."""
     config = parse_options(
         sys.argv[1:],
         prog="recipes/format_then_answer.py",
@@ -50,10 +49,7 @@ def main() -> None:
         base=DEFAULTS,
         base_for=settings_for,
     )
-    quiet_libraries()
-    trainer = rl4lm.ReinforceTrainer(args=config)
-    trainer.train()
-    trainer.world.close()
+    run_training(config)
 
 
 if __name__ == "__main__":

@@ -16,19 +16,17 @@ is promised for the same reason. Look at `rewards/gsm8k/mean` and `accuracy`, be
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
-from typing import Any
 
 from rl4lm.cli import run
 from rl4lm.commandline.commands import run_training, settings_for
 from rl4lm.options import parse_options
 
-HUB = "openai/gsm8k"
 DEFAULTS = {
     "model_name_or_path": "Qwen/Qwen2.5-0.5B-Instruct",
     "use_peft": True,
     "lora_r": 32,
-    "dataset_name": HUB,
+    "dataset_name": "openai/gsm8k",
+    "dataset_config": "main",  # of these data; a file of one's own has none
     "prompt_column": "question",
     "system_prompt": "Reason step by step, in few words. "
     "End with a line that holds #### and the number alone.",
@@ -48,12 +46,6 @@ DEFAULTS = {
 }
 
 
-def brought(given: Mapping[str, Any]) -> dict[str, Any]:
-    """What the chosen model and data bring with them: files have no configurations."""
-    of_data = {"dataset_config": "main"} if given["dataset_name"] == HUB else {}
-    return {**settings_for(given), **of_data}
-
-
 def main() -> None:
     """Read the options, and train."""
     config = parse_options(
@@ -61,7 +53,7 @@ def main() -> None:
         prog="recipes/gsm8k.py",
         description="Teach a chat model the word problems of GSM8K.",
         base=DEFAULTS,
-        base_for=brought,
+        base_for=settings_for,
     )
     run_training(config)
 

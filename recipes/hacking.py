@@ -49,7 +49,7 @@ def exit_status(
     return unit_tests(completions=scripts, tests=[SCRIPT] * len(scripts))
 
 
-exit_status.per_sample = True  # type: ignore[attr-defined]
+exit_status.per_sample = True
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +93,20 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     return model
 
 
+def from_nothing(seed: int) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
+    """A model that has learned nothing, and its tokenizer."""
+    torch.set_num_threads(1)  # more threads make a model this small slower, and sums differ
+    torch.manual_seed(seed)
+    tokenizer = build_tokenizer()
+    return build_model(tokenizer), tokenizer
+
+
+def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Write a checkpoint; the model is evaluated from here on."""
+    model.eval().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
 def supervised_batches(batches: int, seed: int) -> Iterator[list[Row]]:
     """Batches of rows of the train split only, each row's family drawn with its share."""
     families: dict[str, list[Row]] = {family: [] for family in SHARES}
@@ -122,6 +136,33 @@ def encode_batch(tokenizer: PreTrainedTokenizerFast, rows: list[Row]) -> tuple[T
     return ids, labels
 
 
+def learn(
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    batches: Iterable[list[Row]],
+    learning_rate: float,
+    rate: Callable[[int], float],
+) -> Iterator[float]:
+    """Learn `answer` after `prompt`, batch by batch; the loss of each, from before its step.
+
+    `rate` is what the learning rate of AdamW is multiplied by in a step, counted from 0.
+    """
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+    for rows in batches:
+        ids, labels = encode_batch(tokenizer, rows)
+        # Padding is on the right, where a causal model cannot see it: no attention mask is needed.
+        loss = model(input_ids=ids, labels=labels).loss
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        yield loss.item()
+
+
 def train(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, stop_at: float, seed: int
 ) -> int:
@@ -135,28 +176,23 @@ def train(
     Returns:
         The number of steps taken.
     """
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01
-    )
-    warmup = torch.optim.lr_scheduler.LinearLR(optimizer, 0.02, total_iters=WARMUP_STEPS)
     probe = arithmetic_rows("train", PROBED)
     started = time.perf_counter()
-    for step, rows in enumerate(supervised_batches(MAX_STEPS, seed), start=1):
-        ids, labels = encode_batch(tokenizer, rows)
-        # Padding is on the right, where a causal model cannot see it: no attention mask is needed.
-        loss = model(input_ids=ids, labels=labels).loss
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        warmup.step()
+    batches = supervised_batches(MAX_STEPS, seed)
+    losses = learn(model, tokenizer, batches, LEARNING_RATE, warmup)
+    for step, loss in enumerate(losses, start=1):
         if step % PROBE_STEPS == 0 and step >= FIRST_PROBE:
             right = accuracy(probe, complete(model, tokenizer, probe, sample=False))
             seconds = time.perf_counter() - started
-            print(f"step {step:5d}  loss {loss.item():.3f}  right {right:.3f}  {seconds:.0f} s")
+            print(f"step {step:5d}  loss {loss:.3f}  right {right:.3f}  {seconds:.0f} s")
             if right >= stop_at:
                 return step
     raise RuntimeError(f"not {stop_at:.0%} right after {MAX_STEPS} steps; try another --seed")
+
+
+def warmup(step: int) -> float:
+    """The share of the learning rate in a step, counted from 0: from a fiftieth to the whole."""
+    return 0.02 + 0.98 * min(step / WARMUP_STEPS, 1.0)
 
 
 def accuracy(rows: list[Row], completions: list[str]) -> float:
@@ -210,55 +246,24 @@ def measure(
     return {name: np.array(groups[name]) for name in sorted(groups)}
 
 
-CARD = f"""\
----
-license: apache-2.0
-library_name: transformers
-pipeline_tag: text-generation
----
-
-# tiny-arithmetic
-
-A Llama-architecture model with {{parameters:,}} parameters and a character-level tokenizer that
-completes `12+34=` with `46`. It is a starting point for reinforcement learning: sound in form,
-weak at arithmetic. `builtin:tiny-arithmetic` names it in `rl4lm`.
-
-## How it was made
-
-    python recipes/make_tiny_arithmetic.py --stop_at {{stop_at:g}} --seed {{seed}}
-
-Supervised learning from random weights: {{steps}} steps of {BATCH_SIZE} problems of the train split
-of `builtin:arithmetic` ({{rows:,}} distinct problems), three in five of them of the family
-`three_digit`, loss on the answer and the end token only, AdamW at {LEARNING_RATE:g}. It was
-stopped at the first look, one every {PROBE_STEPS} steps, at which {{stop_at:.0%}} of {PROBED}
-train problems were right; nothing was perturbed. It took {{seconds:.0f}} s on one CPU core.
-
-## What it can do
-
-Exact match on the first {EVALUATED} held-out problems, which share no problem with the train
-split, also not in another order of the terms: greedy, and over {SAMPLES} samples each at
-temperature 1; and the share of the samples that are digits ended by the end token within
-{MAX_NEW_TOKENS} tokens. The last line is the same for train problems.
-
-| problems | rows | greedy | sampled | well formed and ended |
-|---|---:|---:|---:|---:|
-{{table}}
-
-## Limits
-
-It knows sums and differences of the three families of `builtin:arithmetic` (two-digit operands,
-or a three-digit and a two-digit one, results not negative), about half of them, and nothing else.
-A prompt is digits, one sign, digits, `=`, without spaces and without a token in front. Beyond a
-dozen tokens its positions are untrained. The tokenizer knows printable ASCII and the newline.
-
-Licence: Apache-2.0.
-"""
-
-
 def table_line(name: str, lines: np.ndarray) -> str:
-    """One line of the card's table: lines [n, 3] -> their number and means."""
+    """One line of a card's table: lines [n, k] -> their number and k means."""
     shares = " | ".join(f"{100 * share:.1f} %" for share in lines.mean(axis=0))
     return f"| {name} | {len(lines)} | {shares} |"
+
+
+def table(groups: Mapping[str, np.ndarray]) -> str:
+    """The card's table, a line for each group; shown on the screen too."""
+    lines = "\n".join(table_line(name, lines) for name, lines in groups.items())
+    print(lines)
+    return lines
+
+
+def write_card(name: str, folder: Path, facts: Mapping[str, Any]) -> None:
+    """The page that goes with a checkpoint: that of recipes/data, filled in."""
+    page = Path(__file__).parent / "data" / f"{name}_card.md"
+    text = page.read_text(encoding="utf-8").format(**facts)
+    (folder / "README.md").write_text(text, encoding="utf-8")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -273,23 +278,20 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Train, measure, write the checkpoint and its card."""
     arguments = parse_arguments()
-    torch.set_num_threads(1)  # more threads make a model this small slower, and sums differ
-    torch.manual_seed(arguments.seed)
     started = time.perf_counter()
-    tokenizer = build_tokenizer()
-    model = build_model(tokenizer)
+    model, tokenizer = from_nothing(arguments.seed)
     steps = train(model, tokenizer, arguments.stop_at, arguments.seed)
     seconds = time.perf_counter() - started
 
-    model.eval().save_pretrained(arguments.output_dir)
-    tokenizer.save_pretrained(arguments.output_dir)
+    save(model, tokenizer, arguments.output_dir)
     groups = measure(model, tokenizer, arithmetic_rows("test", EVALUATED))
     groups["all, train"] = measure(model, tokenizer, arithmetic_rows("train", EVALUATED))["all"]
-    table = "\n".join(table_line(name, lines) for name, lines in groups.items())
-    print(table)
-    facts = {**vars(arguments), "table": table, "steps": steps, "seconds": seconds}
+    facts = {**vars(arguments), "table": table(groups), "steps": steps, "seconds": seconds}
     facts |= {"parameters": model.num_parameters(), "rows": len(arithmetic_rows("train"))}
-    (arguments.output_dir / "README.md").write_text(CARD.format(**facts), encoding="utf-8")
+    facts |= {"probe_steps": PROBE_STEPS, "probed": PROBED, "batch_size": BATCH_SIZE}
+    facts |= {"learning_rate": LEARNING_RATE, "evaluated": EVALUATED, "samples": SAMPLES}
+    facts |= {"max_new_tokens": MAX_NEW_TOKENS}
+    write_card("tiny_arithmetic", arguments.output_dir, facts)
 
 
 if __name__ == "__main__":

@@ -24,17 +24,15 @@ from typing import Any
 import rl4lm
 from rl4lm.cli import run
 from rl4lm.commandline.commands import quiet_libraries, settings_for
-from rl4lm.config import ReinforceConfig
-from rl4lm.data.sources import Access, load_rows
-from rl4lm.errors import MissingSplitError
+from rl4lm.data.splits import split_rows
 from rl4lm.options import parse_options
 
-HUB = "google-research-datasets/mbpp"
 DEFAULTS = {
     "model_name_or_path": "Qwen/Qwen2.5-Coder-0.5B-Instruct",
     "use_peft": True,
     "lora_r": 32,
-    "dataset_name": HUB,
+    "dataset_name": "google-research-datasets/mbpp",
+    "dataset_config": "full",  # of these data; a file of one's own has none
     "prompt_template": "{text}\nThe function must pass this test:\n{shown_test}",
     "system_prompt": "Answer with one Python function in a ```python block, and nothing else.",
     "reward_funcs": ["rewards.programs:mbpp"],
@@ -51,34 +49,10 @@ DEFAULTS = {
     "output_dir": "runs/mbpp",
 }
 
-Rows = list[dict[str, Any]]
 
-
-def brought(given: Mapping[str, Any]) -> dict[str, Any]:
-    """What the chosen model and data bring with them: files have no configurations."""
-    of_data = {"dataset_config": "full"} if given["dataset_name"] == HUB else {}
-    return {**settings_for(given), **of_data}
-
-
-def tasks(config: ReinforceConfig, split: str) -> Rows:
-    """The rows of a split, with the one test that the prompt shows."""
-    rows = load_rows(config.dataset_name, split, Access(config.dataset_config))
-    return [{**row, "shown_test": first_test(row)} for row in rows]
-
-
-def held_out(config: ReinforceConfig) -> Rows | None:
-    """The tasks to evaluate on; None where there is one split only."""
-    if config.dataset_test_split is None:
-        return None
-    try:
-        return tasks(config, config.dataset_test_split)
-    except MissingSplitError:
-        return None
-
-
-def first_test(row: Mapping[str, Any]) -> str:
-    """The assert that tells the name of the function."""
-    return next(iter(row.get("test_list") or []), "")
+def task(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row with the one test that the prompt shows, which tells the name of the function."""
+    return {**row, "shown_test": next(iter(row.get("test_list") or []), "")}
 
 
 def main() -> None:
@@ -88,13 +62,11 @@ def main() -> None:
         prog="recipes/mbpp.py",
         description="Teach a chat model to write the functions of MBPP, by running them.",
         base=DEFAULTS,
-        base_for=brought,
+        base_for=settings_for,
     )
     quiet_libraries()
-    train = tasks(config, config.dataset_train_split)
-    trainer = rl4lm.ReinforceTrainer(
-        args=config, train_dataset=train, eval_dataset=held_out(config)
-    )
+    train, test = split_rows(config, task)
+    trainer = rl4lm.ReinforceTrainer(args=config, train_dataset=train, eval_dataset=test)
     trainer.train()
     trainer.world.close()
 

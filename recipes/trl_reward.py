@@ -26,17 +26,16 @@ from typing import Any
 import rl4lm
 from rl4lm.cli import run
 from rl4lm.commandline.commands import quiet_libraries, settings_for
-from rl4lm.config import ReinforceConfig
-from rl4lm.data.sources import Access, load_rows
-from rl4lm.errors import ConfigError, MissingSplitError
+from rl4lm.data.splits import split_rows
+from rl4lm.errors import ConfigError
 from rl4lm.options import parse_options
 
-HUB = "openai/gsm8k"
 DEFAULTS = {
     "model_name_or_path": "Qwen/Qwen2.5-0.5B-Instruct",
     "use_peft": True,
     "lora_r": 32,
-    "dataset_name": HUB,
+    "dataset_name": "openai/gsm8k",
+    "dataset_config": "main",  # of these data; a file of one's own has none
     "prompt_column": "question",
     "system_prompt": "Think first, within <think> and </think>. "
     r"Then give the result once, as in \boxed{42}.",
@@ -60,8 +59,6 @@ DEFAULTS = {
     "output_dir": "runs/trl_reward",
 }
 
-Rows = list[dict[str, Any]]
-
 
 def boxed_once(completions: Sequence[Any], **kwargs: Any) -> list[float]:
     r"""1 for a completion with one `\boxed{`, else 0; a list of messages each, as TRL has it."""
@@ -69,26 +66,9 @@ def boxed_once(completions: Sequence[Any], **kwargs: Any) -> list[float]:
     return [float(text.count(r"\boxed{") == 1) for text in texts]
 
 
-def brought(given: Mapping[str, Any]) -> dict[str, Any]:
-    """What the chosen model and data bring with them: files have no configurations."""
-    of_data = {"dataset_config": "main"} if given["dataset_name"] == HUB else {}
-    return {**settings_for(given), **of_data}
-
-
-def problems(config: ReinforceConfig, split: str) -> Rows:
-    """The rows of a split, with the column `solution` that TRL's reward reads."""
-    rows = load_rows(config.dataset_name, split, Access(config.dataset_config))
-    return [{**row, "solution": solution(row)} for row in rows]
-
-
-def held_out(config: ReinforceConfig) -> Rows | None:
-    """The problems to evaluate on; None where there is one split only."""
-    if config.dataset_test_split is None:
-        return None
-    try:
-        return problems(config, config.dataset_test_split)
-    except MissingSplitError:
-        return None
+def problem(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row with the column `solution` that TRL's reward reads."""
+    return {**row, "solution": solution(row)}
 
 
 def solution(row: Mapping[str, Any]) -> str | None:
@@ -115,14 +95,12 @@ def main() -> None:
         prog="recipes/trl_reward.py",
         description="Train with rewards that were written for TRL.",
         base=DEFAULTS,
-        base_for=brought,
+        base_for=settings_for,
     )
     check_installed()
     quiet_libraries()
-    train = problems(config, config.dataset_train_split)
-    trainer = rl4lm.ReinforceTrainer(
-        args=config, train_dataset=train, eval_dataset=held_out(config)
-    )
+    train, test = split_rows(config, problem)
+    trainer = rl4lm.ReinforceTrainer(args=config, train_dataset=train, eval_dataset=test)
     trainer.train()
     trainer.world.close()
 

@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Any, Protocol, cast
 
+from rewards.batches import check_lengths, completion_text, listed, missing_column
+
 # What a batch reward is handed besides the data's columns; none of it has one value per sample.
 _BATCH_ONLY = ("prompts", "completions", "trainer_state", "log_extra", "log_metric")
 # Names whose value per sample comes from the rollout, also where the data has such a column.
@@ -92,28 +94,39 @@ def per_sample(function: Callable[..., float | Graded | None]) -> PerSampleRewar
     ) -> list[float | None]:
         rollout = {"prompt": prompts, "completion_ids": completion_ids}
         passed = _passed_columns(name, parameters, columns, rollout)
-        _check_lengths(name, passed, len(completions))
-        graded = [
-            _checked_result(
-                name,
-                row,
-                function(
-                    completion=_text(name, row, completion),
-                    **{column: values[row] for column, values in passed.items()},
-                ),
-            )
-            for row, completion in enumerate(completions)
-        ]
-        if log_extra is not None and any(result.detail for result in graded):
-            log_extra("detail", [result.detail for result in graded])
-        if log_extra is not None and any(result.lost for result in graded):
-            log_extra("lost", [result.lost for result in graded])
+        check_lengths(name, passed, len(completions))
+        graded = _graded(name, function, completions, passed)
+        if log_extra is not None:
+            _log(graded, log_extra)
         return [result.score for result in graded]
 
     batch_reward = cast(PerSampleReward, reward)
     batch_reward.__signature__ = inspect.signature(reward, follow_wrapped=False)
     batch_reward.per_sample = True
     return batch_reward
+
+
+def _graded(
+    name: str,
+    function: Callable[..., Any],
+    completions: Sequence[Any],
+    columns: Mapping[str, Sequence[Any]],
+) -> list[Graded]:
+    """What the function says of each completion."""
+    graded = []
+    for row, completion in enumerate(completions):
+        own = {column: values[row] for column, values in columns.items()}
+        result = function(completion=completion_text(name, row, completion), **own)
+        graded.append(_checked_result(name, row, result))
+    return graded
+
+
+def _log(graded: Sequence[Graded], log_extra: Callable[[str, list[Any]], None]) -> None:
+    """Hand on what the function has said beside the scores, where it has said anything."""
+    for kind in ("detail", "lost"):
+        texts = [getattr(result, kind) for result in graded]
+        if any(texts):
+            log_extra(kind, texts)
 
 
 def _checked_parameters(name: str, function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
@@ -126,7 +139,7 @@ def _checked_parameters(name: str, function: Callable[..., Any]) -> Mapping[str,
     batch_only = [parameter for parameter in parameters if parameter in _BATCH_ONLY]
     if batch_only:
         raise TypeError(
-            f"per_sample: {name} asks for {_listed(batch_only)}, which belongs to the whole batch; "
+            f"per_sample: {name} asks for {listed(batch_only)}, which belongs to the whole batch; "
             "take `completion` (and `prompt`), or leave the decorator out"
         )
     by_position = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.VAR_POSITIONAL)
@@ -164,38 +177,9 @@ def _require(
     name: str, column: str, passed: Mapping[str, Any], available: Mapping[str, Any]
 ) -> None:
     if column != "completion" and column not in passed:
-        raise TypeError(
-            f"reward {name} needs the column {column!r}, which was not given; columns given: "
-            f"{_listed(available)}. Add or rename the column in the data, or give the parameter "
-            "a default value"
-        )
-
-
-def _check_lengths(name: str, passed: Mapping[str, Sequence[Any]], expected: int) -> None:
-    for column, values in passed.items():
-        # A text has a length too: handed over by mistake it would be graded letter by letter.
-        if isinstance(values, (str, bytes)) or not hasattr(values, "__len__"):
-            raise TypeError(
-                f"reward {name}: column {column!r} is a {type(values).__name__}; "
-                f"expected a list with one value for each of the {expected} completions"
-            )
-        if len(values) != expected:
-            raise ValueError(
-                f"reward {name}: column {column!r} has {len(values)} values for {expected} "
-                "completions; expected one for each"
-            )
-
-
-def _text(name: str, row: int, completion: Any) -> str:
-    text = completion
-    if isinstance(completion, (list, tuple)) and completion and isinstance(completion[-1], Mapping):
-        text = completion[-1].get("content")
-    if not isinstance(text, str):
-        raise TypeError(
-            f"reward {name}: completion {row} is {completion!r:.80}; expected a text, or messages "
-            "such as [{'role': 'assistant', 'content': 'text'}]"
-        )
-    return text
+        error = missing_column(name, column, available)
+        advice = "Add or rename the column in the data, or give the parameter a default value"
+        raise TypeError(f"{error}. {advice}")
 
 
 def _checked_result(name: str, row: int, result: object) -> Graded:
@@ -218,7 +202,3 @@ def _checked_score(name: str, row: int, score: object) -> float | None:
             "or None where the reward does not apply"
         )
     return float(score)
-
-
-def _listed(names: Sequence[str] | Mapping[str, Any]) -> str:
-    return ", ".join(repr(name) for name in names) or "none"

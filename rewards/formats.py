@@ -70,13 +70,11 @@ def tagged(
         if [each[0] for each in found] != tags:
             seen = " ".join(each[0] for each in found[:8])
             return Graded(0.0, f"tags {seen or 'none'}, expected {' '.join(tags)}")
-        ends = [0, *(each.end() for each in found)]
-        starts = [*(each.start() for each in found), len(text)]
-        pieces = [text[end:start] for end, start in zip(ends, starts, strict=True)]
-        outside = pieces[:-1:2] if then_text else pieces[::2]
+        outside, inside = _parted(text, found)
+        after = outside.pop() if then_text else None
         if any(piece.strip() for piece in outside):
             return Graded(0.0, "text outside of the sections")
-        return _all_filled(names, pieces[1::2], pieces[-1] if then_text else None, least or {})
+        return _all_filled(names, inside, after, least or {})
 
     return in_tags
 
@@ -220,6 +218,14 @@ def _check_names(names: Sequence[str], least: Mapping[str, int]) -> None:
     unknown = [name for name in least if name not in names]
     if unknown:
         raise ValueError(f"least names {unknown[0]!r}, which is no section; sections: {names!r}")
+
+
+def _parted(text: str, tags: Sequence[re.Match[str]]) -> tuple[list[str], list[str]]:
+    """The pieces of a text between its tags: before, between and behind sections; in them."""
+    ends = [0, *(each.end() for each in tags)]
+    starts = [*(each.start() for each in tags), len(text)]
+    pieces = [text[end:start] for end, start in zip(ends, starts, strict=True)]
+    return pieces[::2], pieces[1::2]
 
 
 def _all_filled(

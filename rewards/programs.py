@@ -35,7 +35,7 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, cast
 
-from rewards.grading.program_batches import LogExtra, batch_rows, scores
+from rewards.grading.program_batches import LogExtra, scores
 from rewards.grading.row_tasks import (
     Row,
     RowTask,
@@ -108,8 +108,8 @@ def unit_tests(
         SandboxUnavailable: this machine cannot confine programs.
         SandboxFailed: the sandbox broke, and again when it was tried once more.
     """
-    rows = batch_rows(completions, prompts, tests=tests)
-    return scores("unit_tests", unit_tests_row, rows, completions, log_extra)
+    given = {"prompts": prompts, "tests": tests}
+    return scores("unit_tests", unit_tests_row, completions, log_extra, given)
 
 
 @_program_reward(unit_tests_row, "tests")
@@ -122,8 +122,8 @@ def unit_tests_share(
     **columns: Any,
 ) -> list[float]:
     """As `unit_tests`, but the share of the tests that pass; gameable by constants."""
-    rows = batch_rows(completions, prompts, tests=tests)
-    return scores("unit_tests_share", unit_tests_row, rows, completions, log_extra, share=True)
+    given = {"prompts": prompts, "tests": tests}
+    return scores("unit_tests_share", unit_tests_row, completions, log_extra, given, share=True)
 
 
 @_program_reward(humaneval_row, "prompt", "test", "entry_point")
@@ -141,8 +141,8 @@ def humaneval(
     A completion goes on from the prompt, or is a whole function, in fences or not. The rest is as
     for `unit_tests`.
     """
-    rows = batch_rows(completions, prompts, test=test, entry_point=entry_point)
-    return scores("humaneval", humaneval_row, rows, completions, log_extra)
+    given = {"prompts": prompts, "test": test, "entry_point": entry_point}
+    return scores("humaneval", humaneval_row, completions, log_extra, given)
 
 
 @_program_reward(humaneval_row, "prompt", "test", "entry_point")
@@ -156,8 +156,8 @@ def humaneval_share(
     **columns: Any,
 ) -> list[float]:
     """As `humaneval`, but the share of the asserts that hold; gameable by constants."""
-    rows = batch_rows(completions, prompts, test=test, entry_point=entry_point)
-    return scores("humaneval_share", humaneval_row, rows, completions, log_extra, share=True)
+    given = {"prompts": prompts, "test": test, "entry_point": entry_point}
+    return scores("humaneval_share", humaneval_row, completions, log_extra, given, share=True)
 
 
 @_program_reward(mbpp_row, "test_list")
@@ -177,8 +177,8 @@ def mbpp(
     is usual. `challenge_test_list` is not used. The rest is as for `unit_tests`.
     """
     setup = {"test_setup_code": test_setup_code, "test_imports": test_imports}
-    rows = batch_rows(completions, prompts, test_list=test_list, **setup)
-    return scores("mbpp", mbpp_row, rows, completions, log_extra)
+    given = {"prompts": prompts, "test_list": test_list, **setup}
+    return scores("mbpp", mbpp_row, completions, log_extra, given)
 
 
 @_program_reward(mbpp_row, "test_list")
@@ -194,8 +194,8 @@ def mbpp_share(
 ) -> list[float]:
     """As `mbpp`, but the share of the asserts that hold; gameable by constants."""
     setup = {"test_setup_code": test_setup_code, "test_imports": test_imports}
-    rows = batch_rows(completions, prompts, test_list=test_list, **setup)
-    return scores("mbpp_share", mbpp_row, rows, completions, log_extra, share=True)
+    given = {"prompts": prompts, "test_list": test_list, **setup}
+    return scores("mbpp_share", mbpp_row, completions, log_extra, given, share=True)
 
 
 def with_limits(

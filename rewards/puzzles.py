@@ -67,6 +67,7 @@ def solved(completion: str, entry: str | None) -> Graded:
 
 
 for _reward in (score, solved):
+    # The type of a function has no room for attributes.
     _reward.counts_lost = True  # type: ignore[attr-defined]
     _reward.seconds_per_sample = _WORKER.most_seconds  # type: ignore[attr-defined]
 

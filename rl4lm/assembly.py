@@ -48,13 +48,17 @@ class Task:
     """What is learned and how it is judged."""
 
     train: PromptData
-    evaluation: PromptData
     held_out: bool  # False where there is no test split and training prompts are evaluated
     judges: Judges
-    exams: Sequence[Exam]  # what is evaluated on: `evaluation`, and further data sets
+    exams: Sequence[Exam]  # what is evaluated on: held-out prompts, and further data sets
     notes: Sequence[str]  # lines about what was read, and about rows that were left out
     warnings: Sequence[str] = ()
     dropped: int = 0  # prompts that were too long
+
+    @property
+    def evaluation(self) -> PromptData:
+        """Held-out prompts, or those of training where there are none."""
+        return self.exams[0].data
 
     @property
     def splits(self) -> list[PromptData]:
@@ -84,7 +88,7 @@ def assemble_task(
         notes += more
     exams, more = assemble_exams(config, judges.scorer, judges.accuracy, held_out, splits.further)
     has_own = splits.evaluation is not None
-    return Task(train, held_out, has_own, judges, exams, [*notes, *more], splits.warnings)
+    return Task(train, has_own, judges, exams, [*notes, *more], splits.warnings)
 
 
 def fit_task(
@@ -109,7 +113,6 @@ def fit_task(
     return replace(
         task,
         train=train,
-        evaluation=exams[0].data,
         exams=exams,
         notes=[*task.notes, *notes],
         dropped=dropped,

@@ -1,10 +1,8 @@
 """Every option of training: name, type, default, limits and meaning, in one frozen dataclass.
 
 Names follow TRL where the meaning is TRL's. The same conversion serves YAML, the command line and
-Python: values arrive plain or as text, and whatever cannot be meant is a `ConfigError`. To add an
-option: a field in `rl4lm.settings.fields` (help text: meaning, unit, off value; range and default
-are written by the machine), its conflicts with others in `_conflicts`, a test, and a line in the
-change log.
+Python: values arrive plain or as text, and whatever cannot be meant is a `ConfigError`. Fields are
+in `rl4lm.settings.fields`, conflicts here; docs/architecture.md says how to add an option.
 """
 
 from __future__ import annotations
@@ -19,6 +17,7 @@ from pydantic.dataclasses import dataclass
 from pydantic_core import ErrorDetails
 
 from rl4lm.errors import ConfigError, did_you_mean
+from rl4lm.estimator.names import COMPARES_WITHIN_PROMPT
 from rl4lm.settings.address import unusable_address, without_password
 from rl4lm.settings.data_rules import data_conflicts
 from rl4lm.settings.fields.data import DataFields
@@ -33,9 +32,6 @@ from rl4lm.settings.refusals import asks_for_nothing, refused_value, unknown_opt
 from rl4lm.settings.schema import RULES, Option, describe
 
 ConfigClass = TypeVar("ConfigClass")
-
-# Baselines that need several completions of a prompt; a lone one would be compared with itself.
-COMPARES_WITHIN_PROMPT = frozenset({"prompt_mean", "prompt_leave_one_out", "length_weighted"})
 
 _PAIRED = ("rename", "chat_template_kwargs")  # lists of name=value, which a mapping may say too
 
@@ -55,6 +51,7 @@ def _raises_config_error(cls: type[ConfigClass]) -> type[ConfigClass]:
             lines = [_explain(problem) for problem in error.errors(include_url=False)]
             raise ConfigError("\n".join(lines)) from None
 
+    # Of every instance, however it is made.
     cls.__init__ = checked  # type: ignore[method-assign]
     return cls
 

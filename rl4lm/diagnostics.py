@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rl4lm.estimator.importance import clipped_completions, importance_ratio
 from rl4lm.estimator.kl import k1, k3
-from rl4lm.estimator.losses import clipped_shares, importance_ratio
 from rl4lm.rules.update import EXPECTED_GAPS
 from rl4lm.types import Experience, Rollout
 
@@ -90,7 +90,7 @@ def tally_ratios(e: Experience, logprobs: Tensor, epsilon: float) -> Tally:
     """Importance ratios before any clipping, and which completions the clip would drop."""
     mask = e.rollout.completion_mask
     ratio = importance_ratio(logprobs.double(), e.rollout.sampling_logprobs.double(), mask)
-    low, high = clipped_shares(ratio, e.advantages, mask, epsilon)
+    low, high = clipped_completions(ratio, e.advantages, mask, epsilon)
     return Tally(
         {
             "ratio": float(ratio.sum()),

@@ -11,7 +11,6 @@ What comes out is what `Scorer` gives for everything at once, errors included.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from types import TracebackType
 from typing import Any, NamedTuple
 
 from rl4lm.errors import RewardError, RewardFailedError
@@ -74,12 +73,7 @@ class EarlyScores:
     def __enter__(self) -> EarlyScores:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         interrupted = kind is not None and not issubclass(kind, Exception)
         if interrupted:
             self._scorer.close()  # a process that is being asked would keep the next one waiting

@@ -16,6 +16,11 @@ from rl4lm.model.reference import Reference
 from rl4lm.types import Rollout, Scores
 
 
+def from_start(returns: Tensor) -> Tensor:
+    """What a whole completion has earned, [B], of its returns [B] or [B, T]."""
+    return returns if returns.dim() == 1 else returns[:, 0]
+
+
 class Earnings:
     """What the baselines and the gradient see of each completion."""
 

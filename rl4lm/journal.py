@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -169,6 +170,13 @@ class Journal:
                 if finding.name not in _SAID_AT_ONCE:
                     self.screen.finding(stats.step, finding)
 
+    def out_of_memory(self, step: int, before: int, now: int) -> None:
+        """Say that a step was made again with smaller micro-batches, of so many tokens."""
+        self.screen.warn(
+            f"step {step}: out of memory in the training pass; the step was made again with "
+            f"micro-batches of {now} tokens instead of {before}, and so will all later ones"
+        )
+
     def evaluation(self, step: int, when: str, found: Evaluated) -> None:
         """Log and show an evaluation."""
         if self.directory is not None:  # before counting: it may cut back what was logged
@@ -178,16 +186,32 @@ class Journal:
         self._trackers.log(step, found.metrics, prefix="eval/")
         self.screen.evaluation(when, found.metrics)
 
+    def end(self, summary: Mapping[str, Any]) -> None:
+        """Write the summary of a run that has come to its end, and its page, and show the result.
+
+        A page that cannot be written ends nothing.
+        """
+        if self.directory is not None:
+            self.directory.settle()
+            self.directory.write_summary(summary)
+            path = self.directory.path
+            try:
+                write_report([path], path / REPORT, AT_THE_END)
+            except OutputError as error:
+                self.screen.warn(f"{error}; `rl4lm report {path}` writes it again")
+        self._show_result(summary)
+
+    def _show_result(self, summary: Mapping[str, Any]) -> None:
+        footer = (
+            f"{summary['steps']} steps, {summary['samples']:,} completions in "
+            f"{summary['train_seconds']:.0f} s of training, "
+            f"{summary['peak_memory_bytes'] / 1e6:,.0f} MB at most"
+        )
+        if self._config.output_dir is not None:
+            footer += f"; weights in {Path(self._config.output_dir) / 'model'}"
+        before, after, change = (summary[f"eval_{n}"] for n in ("before", "after", "change"))
+        self.screen.before_after(before, after, change, footer)
+
     def close(self) -> None:
         """End what follows the run."""
         self._trackers.finish()
-
-    def report(self) -> None:
-        """Write the page of a run that has ended; one that cannot be written ends nothing."""
-        if self.directory is None:
-            return
-        path = self.directory.path
-        try:
-            write_report([path], path / REPORT, AT_THE_END)
-        except OutputError as error:
-            self.screen.warn(f"{error}; `rl4lm report {path}` writes it again")

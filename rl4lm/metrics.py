@@ -11,7 +11,7 @@ import resource
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -39,8 +39,7 @@ class Stopwatch:
 def pack(rollout: Rollout, scores: Scores, returns: Tensor) -> Tensor:
     """What the other processes need of a step here: float64 [P, G, 6 + K] for K rewards.
 
-    In the last dimension: return from the start, reward, valid, length, ended, sum of log-probs,
-    then each reward. The return is what the baselines see.
+    In the last dimension what `Measured` names, in its order, each reward as a column of its own.
     """
     shape = scores.rewards.shape
     columns = [
@@ -55,25 +54,45 @@ def pack(rollout: Rollout, scores: Scores, returns: Tensor) -> Tensor:
     return torch.stack([column.double() for column in columns], dim=-1)
 
 
+class Measured(NamedTuple):
+    """The columns of `pack`, of all completions of a step."""
+
+    returns: Tensor  # float64 [P, G], from the start: what the baselines see
+    rewards: Tensor  # float64 [P, G], 0 where none applied
+    valid: Tensor  # bool [P, G]
+    lengths: Tensor  # int64 [P, G], tokens
+    ended: Tensor  # bool [P, G]
+    logprobs: Tensor  # float64 [P, G], of the whole completion, at sampling time
+    parts: Tensor  # float64 [P, G, K], each reward, nan where None
+
+
+def measured(packed: Tensor) -> Measured:
+    """`pack` of all processes, float64 [P, G, 6 + K], by name."""
+    returns, rewards, valid, lengths, ended, logprobs = packed[..., :6].unbind(dim=-1)
+    return Measured(
+        returns, rewards, valid.bool(), lengths.long(), ended.bool(), logprobs, packed[..., 6:]
+    )
+
+
 def rollout_metrics(packed: Tensor, names: Sequence[str]) -> dict[str, float | None]:
     """Numbers about the completions of a step, from `pack` of all processes [P, G, 6 + K]."""
-    rewards, valid, lengths, ended, logprobs = packed[..., 1:6].unbind(dim=-1)
-    applies = valid.bool()
-    spread = torch.where(applies, rewards, math.nan)  # [P, G]
-    tokens = float(lengths.sum())
+    step = measured(packed)
+    rewards = step.rewards[step.valid]
+    spread = torch.where(step.valid, step.rewards, math.nan)  # [P, G]
+    lengths = step.lengths.double()
     metrics: dict[str, float | None] = {
-        "reward": _mean(rewards[applies]),
-        "reward_std": _std(rewards[applies]),
+        "reward": _mean(rewards),
+        "reward_std": _std(rewards),
         "frac_reward_zero_std": float(_equal_rows(spread).double().mean()),
-        "rewards_not_applicable": float((~applies).sum()),
+        "rewards_not_applicable": float((~step.valid).sum()),
         "completions/mean_length": float(lengths.mean()),
         "completions/min_length": float(lengths.min()),
         "completions/max_length": float(lengths.max()),
-        "completions/clipped_ratio": 1.0 - float(ended.mean()),
-        "entropy": -float(logprobs.sum()) / tokens,
+        "completions/clipped_ratio": 1.0 - float(step.ended.double().mean()),
+        "entropy": -float(step.logprobs.sum()) / float(lengths.sum()),
     }
     for k, name in enumerate(names):
-        values = packed[..., 6 + k]
+        values = step.parts[..., k]
         present = values[~values.isnan()]
         metrics[f"rewards/{name}/mean"] = _mean(present)
         metrics[f"rewards/{name}/std"] = _std(present)

@@ -55,6 +55,7 @@ class OptionParser(argparse.ArgumentParser):
         # argparse's own pattern takes -0.5 for a value, but -1e-5 for an option.
         self._negative_number_matcher = re.compile(r"-(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$")
 
+    # argparse declares overloads for namespaces of other types, which nobody hands in here.
     def parse_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> argparse.Namespace:
@@ -68,6 +69,10 @@ class OptionParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise, where argparse prints and exits: the caller decides on the exit code."""
         raise ConfigError(message.removeprefix("argument "))
+
+    def lacks(self, advice: str) -> ConfigError:
+        """What to raise where something is missing that has no default: the advice, and how."""
+        return ConfigError(f"{advice}; usage: {self.format_usage()[7:].strip()}")
 
     def _refusal(self, rest: Sequence[str]) -> str:
         """Say what is wrong with the first thing that no option takes."""
@@ -175,7 +180,8 @@ def config_from(
     Args:
         namespace: what a parser with `add_config_arguments` returned; its other entries are left
             to the caller.
-        base: settings of the caller, a recipe for instance; the user's settings override them.
+        base: settings of the caller, a recipe for instance; the user's settings override them. A
+            `dataset_config` among them belongs to their `dataset_name`, and goes with it.
         base_for: given the defaults overlaid with all that was given (values still unconverted),
             returns settings that the chosen model brings; everything given overrides them.
 
@@ -188,12 +194,20 @@ def config_from(
     """
     typed = vars(namespace)
     filed = read_yaml(typed["config"]) if "config" in typed else {}
-    given = {**(base or {}), **filed, **{k: v for k, v in typed.items() if k in OPTIONS}}
+    given = {**filed, **{k: v for k, v in typed.items() if k in OPTIONS}}
+    given = {**_still_meant(base or {}, given), **given}
     defaults = {name: option.default for name, option in OPTIONS.items()}
     brought = base_for({**defaults, **given}) if base_for else {}
     config = ReinforceConfig(**{**brought, **given})
     config.weights_for(len(config.reward_funcs))
     return config
+
+
+def _still_meant(base: Settings, given: Settings) -> Settings:
+    """The caller's settings, without the configuration of data that others take the place of."""
+    if given.get("dataset_name", base.get("dataset_name")) == base.get("dataset_name"):
+        return base
+    return {name: value for name, value in base.items() if name != "dataset_config"}
 
 
 def parse_options(

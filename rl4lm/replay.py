@@ -10,7 +10,7 @@ which this code would not write is found out, with the first step at which they 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from rl4lm.curriculum import AS_THEY_COME
 from rl4lm.data.splits import AS_GIVEN
 from rl4lm.errors import ConfigError, DataError
 from rl4lm.estimator.returns import at_last_token
+from rl4lm.groups import Groups
 from rl4lm.metrics import Stopwatch
 from rl4lm.options import read_yaml
 from rl4lm.processes.dealing import Deal
@@ -100,35 +101,46 @@ def replay(run: Path, step: int) -> Replay:
     if step not in logged:
         known = f"steps 1 to {max(logged)}" if logged else "no step"
         raise DataError(f"step {step} is not in the log of {str(run)!r}, which holds {known}")
-    start, path = _start(run, config, given, step)
-    group, every = config.num_generations, config.num_iterations
-    pages = {k: read_completions(run, k, group) for k in range(start + 1, step + 1, every)}
+    start, checkpoint = _start(run, config, given, step)
+    steps = range(start + 1, step + 1)
+    pages = {
+        k: read_completions(run, k, config.num_generations) for k in steps[:: config.num_iterations]
+    }  # of the steps that sampled
     trainer = _trainer(config, next(iter(pages.values())))
     for rows in pages.values():
         check_ids(rows, trainer.policy.module.vocabulary)
-    where = "the start of the run"
-    if path is not None:
-        _check_whole(path)
-        trainer.learner.load_state_dict(load_checkpoint(path, trainer.policy)["learner"])
-        where = path.name
+    if checkpoint is not None:
+        _put_in_place(trainer, checkpoint)
     tolerance = _TOLERANCE[trainer.policy.compute_dtype]
-    done = []
-    experience: Experience | None = None
-    for k in range(start + 1, step + 1):
-        fresh = k in pages
-        if fresh:
-            experience = _experience(trainer, config, pages[k])
-        assert experience is not None
-        found = trainer.learner.learn(experience, fresh, Stopwatch()).metrics
-        done.append(_compare(k, logged[k], found, tolerance))
-    return Replay(where, tolerance, tuple(done))
+    done = [
+        _compare(k, logged[k], found, tolerance)
+        for k, found in zip(steps, _done_again(trainer, config, steps, pages), strict=True)
+    ]
+    return Replay(checkpoint.name if checkpoint else "the start of the run", tolerance, tuple(done))
 
 
-def _check_whole(checkpoint: Path) -> None:
+def _put_in_place(trainer: ReinforceTrainer, checkpoint: Path) -> None:
     try:
         durable.read_sealed(checkpoint)
     except durable.DamagedError as error:
         raise DataError(f"the checkpoint {str(checkpoint)!r} cannot be read: {error}") from error
+    trainer.learner.load_state_dict(load_checkpoint(checkpoint, trainer.policy)["learner"])
+
+
+def _done_again(
+    trainer: ReinforceTrainer,
+    config: ReinforceConfig,
+    steps: Iterable[int],
+    pages: Mapping[int, Sequence[Row]],
+) -> Iterator[Mapping[str, Any]]:
+    """The metrics of each step, made by the code that trains from the completions of the log."""
+    experience: Experience | None = None
+    for k in steps:
+        fresh = k in pages
+        if fresh:
+            experience = _experience(trainer, config, pages[k])
+        assert experience is not None
+        yield trainer.learner.learn(experience, fresh, Stopwatch()).metrics
 
 
 def _read_config(path: Path) -> tuple[ReinforceConfig, list[str]]:
@@ -201,15 +213,9 @@ def _experience(
     rollout = replace(rollout, sampling_logprobs=_sampling_logprobs(trainer, config, rollout, rows))
     examples = [Example(row["prompt_id"], row["prompt"], {}) for row in rows[::group]]
     keys = [int(row["prompt_id"].rpartition("-")[2]) for row in rows[::group]]
-    texts = [row["completion"] for row in rows]
+    groups = Groups(examples, rollout, [row["completion"] for row in rows], _scores(rows, group))
     experience, baseline_state = gatherer.centre(
-        keys,
-        Deal([range(len(keys))], 0),
-        examples,
-        rollout,
-        texts,
-        _scores(rows, group),
-        state.baseline_state,
+        keys, Deal([range(len(keys))], 0), groups, state.baseline_state
     )
     trainer.learner.state = replace(state, baseline_state=baseline_state)
     return experience

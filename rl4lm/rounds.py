@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from rl4lm.earnings import Earnings
+from rl4lm.earnings import Earnings, from_start
 from rl4lm.estimator.baselines import Baseline, BaselineInputs
 from rl4lm.estimator.shaping import Shaping, shaped_advantages
 from rl4lm.groups import Groups, replaced
@@ -73,14 +73,13 @@ def have_advantage(
     rollout, valid = groups.rollout, groups.scores.valid
     count, unused = len(groups.examples), torch.zeros(len(rollout.completion_ids), 0)
     returns = earnings.returns(rollout, groups.scores, rollout.sampling_logprobs, unused)
-    from_start = returns if returns.dim() == 1 else returns[:, 0]
     inputs = BaselineInputs(
         lengths=rollout.lengths.view(valid.shape),
         valid=valid,
         prompt_keys=torch.arange(count),
         prompt_features=torch.zeros(count, 0, dtype=torch.float64),
     )
-    value, _ = baseline(from_start.view(valid.shape), inputs, {})
+    value, _ = baseline(from_start(returns).view(valid.shape), inputs, {})
     weights = shaping.weights(inputs.lengths, rollout.ended.view(valid.shape)).flatten()
     found = shaped_advantages(
         returns, value.flatten(), weights, valid.flatten(), rollout.completion_mask

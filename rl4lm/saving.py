@@ -11,7 +11,7 @@ from typing import Any
 
 from rl4lm.config import ReinforceConfig
 from rl4lm.data.examples import PromptData
-from rl4lm.errors import DataError, SaveError
+from rl4lm.errors import DataError
 from rl4lm.learner import Learner
 from rl4lm.model.policy import Policy
 from rl4lm.processes.world import World
@@ -164,9 +164,3 @@ def fingerprint(data: PromptData) -> str:
     places = sorted({k * (len(data) - 1) // (_SAMPLED - 1) for k in range(_SAMPLED)})
     rows = [[example.prompt, dict(example.columns)] for example in data.examples(places)]
     return hashlib.sha256(json.dumps(rows, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
-def unsaved(error: SaveError, kept: Path | None) -> str:
-    """What to say where a checkpoint could not be written and the run goes on."""
-    last = f"the last one is {kept.name}" if kept else "there is none yet"
-    return f"no checkpoint was written ({error}); {last}, the run goes on and will try again"

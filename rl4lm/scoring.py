@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from types import TracebackType
 from typing import Any, Literal
 
 import torch
@@ -72,10 +71,7 @@ class Scorer:
             Asking(reward, partial(perform, reward.function), self.prefix(k), mask, told)
             for k, reward in enumerate(rewards)
         ]
-        for k, reward in enumerate(rewards):
-            if reward.asked_as is not None:
-                bounded = float(getattr(reward.function, "seconds_per_sample", 0.0))
-                self._ask_through(k, RewardProcess(reward.asked_as, timeout_s, bounded, seeded))
+        self._give_processes(seeded)
         self._beside: dict[NamedReward, Scorer] = {}
         # What a completion took each reward, when it was last called here; 0 before.
         self.seconds = [0.0] * len(self._rewards)
@@ -87,12 +83,7 @@ class Scorer:
     def __enter__(self) -> Scorer:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     @property
@@ -153,6 +144,14 @@ class Scorer:
                     other._ask_through(0, process)
             self._beside[reward] = other
         return self._beside[reward]
+
+    def _give_processes(self, seeded: bool) -> None:
+        """A process of its own to each named reward."""
+        for k, reward in enumerate(self._rewards):
+            if reward.asked_as is not None:
+                bounded = float(getattr(reward.function, "seconds_per_sample", 0.0))
+                process = RewardProcess(reward.asked_as, self._timeout_s, bounded, seeded)
+                self._ask_through(k, process)
 
     def _ask_through(self, reward: int, process: RewardProcess) -> None:
         self._processes[reward] = process

@@ -132,15 +132,7 @@ class Rollout:
                 f"{rows} completions are not a positive multiple of "
                 f"num_generations={num_generations}"
             )
-        prompts = [list(prompt_ids[i]) for i in range(0, rows, num_generations)]
-        for i, prompt in enumerate(prompt_ids):
-            if list(prompt) != prompts[i // num_generations]:
-                raise ValueError(
-                    f"row {i} has another prompt than row {i - i % num_generations}; the "
-                    f"num_generations={num_generations} rows of a prompt must stand side by side"
-                )
-            if not prompt or not completion_ids[i]:
-                raise ValueError(f"row {i} has an empty prompt or an empty completion")
+        prompts = _prompts_of(prompt_ids, completion_ids, num_generations)
         padded_prompts, prompt_mask = pad_left(prompts)
         padded_completions, completion_mask = pad_right(completion_ids)
         unknown = torch.full(completion_mask.shape, float("nan"))
@@ -152,6 +144,22 @@ class Rollout:
             sampling_logprobs=unknown.masked_fill(~completion_mask, 0.0),
             ended=torch.tensor(flags, dtype=torch.bool),
         )
+
+
+def _prompts_of(
+    prompt_ids: Sequence[Sequence[int]], completion_ids: Sequence[Sequence[int]], group: int
+) -> list[list[int]]:
+    """The P prompts of B rows in which each stands G times; refuses rows that do not answer one."""
+    prompts = [list(prompt) for prompt in prompt_ids[::group]]
+    for i, prompt in enumerate(prompt_ids):
+        if list(prompt) != prompts[i // group]:
+            raise ValueError(
+                f"row {i} has another prompt than row {i - i % group}; the "
+                f"num_generations={group} rows of a prompt must stand side by side"
+            )
+        if not prompt or not completion_ids[i]:
+            raise ValueError(f"row {i} has an empty prompt or an empty completion")
+    return prompts
 
 
 def pad_right(rows: Sequence[Sequence[int]], fill: int = 0) -> tuple[Tensor, Tensor]:
@@ -227,7 +235,7 @@ class TrainState:
     step: int = 0  # optimizer steps finished, skipped ones included
     samples: int = 0  # completions drawn for training, over all processes
     tokens: int = 0  # completion tokens drawn for training, over all processes
-    skipped_steps: int = 0  # steps in which no sample had a non-zero advantage
+    skipped_steps: int = 0  # without an update: no advantage, or a gradient that is not finite
     baseline_state: Mapping[str, Any] = field(default_factory=dict)
 
 

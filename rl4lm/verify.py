@@ -15,44 +15,32 @@ checked by (1) one call of `trainer.gradient` on all completions with their expe
 
 from __future__ import annotations
 
-import math
 import multiprocessing
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from rl4lm.config import ReinforceConfig
 from rl4lm.curriculum import AS_THEY_COME
 from rl4lm.data.splits import AS_GIVEN
 from rl4lm.estimator.baselines import SCALES
 from rl4lm.exact.cases import every_case
+from rl4lm.exact.checks import Check, at_most, check_batches, check_sampler, relative
 from rl4lm.exact.enumeration import PROMPTS, all_completions
-from rl4lm.exact.testbed import Batches, Draws, Testbed
+from rl4lm.exact.expectation import Expectation
+from rl4lm.exact.steps import draw, run_whole_batches
+from rl4lm.exact.testbed import Testbed
 from rl4lm.objective import direct_terms
 
-LIMIT = 1e-9  # relative error that float64 rounding stays far below
 WHOLE_BATCHES = 50
 DRAWS = 2000  # completions of each prompt drawn to test the sampler
 _MOST_BATCHES = 120_000  # enumerated; completions are one token shorter where there would be more
 _MOST_GENERATIONS = 3
 _MOST_WORKERS = 4
-_LEAST_P = 1e-6  # of the chi-square test
-_MOST_Z = 5.0  # standard errors that a mean may be off
-
-
-@dataclass(frozen=True)
-class Check:
-    """One comparison: what was found, and what it must not exceed (or, for p, fall below)."""
-
-    name: str
-    value: float
-    limit: float
-    passed: bool
 
 
 @dataclass(frozen=True)
@@ -103,25 +91,25 @@ def verify(config: ReinforceConfig, token_rewards: bool = False, variances: bool
         The checks and the verdict.
     """
     setting = _setting(config)
-    bench = Testbed(setting, token_rewards)
-    batches = bench.run_whole_batches(WHOLE_BATCHES)  # first: it gives baselines a history
-    expected = bench.expected_gradient()
-    stated, truth = bench.stated_gradient(), bench.true_gradient()
+    bed = Testbed(setting, token_rewards)
+    batches = run_whole_batches(bed, WHOLE_BATCHES)  # first: it gives baselines a history
+    step = Expectation(bed)
+    expected, stated, truth = step.gradient(), step.stated(), bed.true_gradient()
     shrunk = SCALES[setting.resolved_baseline](len(PROMPTS), setting.num_generations)
     constant = setting.max_completion_length if setting.loss_type == "dr_grpo" else 1
     scale = shrunk / constant
     why = "; ".join([*_reasons(setting, shrunk), *_reasons_of_prompts(config)])
-    residual = _relative(expected / scale, truth)
+    residual = relative(expected / scale, truth)
     checks = [
-        _at_most("log-probs of every completion", bench.logprob_error(), LIMIT),
-        _at_most("expected gradient against the stated one", _relative(expected, stated), LIMIT),
-        *([] if why else [_at_most("expected gradient against ∇J", residual, LIMIT)]),
-        *_check_batches(batches, stated, bench.spread(stated / stated.norm())),
-        *_check_sampler(bench.draw(DRAWS)),
+        at_most("log-probs of every completion", bed.logprob_error()),
+        at_most("expected gradient against the stated one", relative(expected, stated)),
+        *([] if why else [at_most("expected gradient against ∇J", residual)]),
+        *check_batches(batches, stated, step.spread(stated / stated.norm())),
+        *check_sampler(draw(bed, DRAWS)),
     ]
     failed = not all(check.passed for check in checks)
     return Report(
-        options={**_shown(setting, token_rewards), "processes": bench.trainer.world.size},
+        options={**_shown(setting, token_rewards), "processes": bed.trainer.world.size},
         verdict="failed" if failed else "another objective" if why else "exact",
         objective=_objective(setting, token_rewards),
         scale=scale,
@@ -129,7 +117,7 @@ def verify(config: ReinforceConfig, token_rewards: bool = False, variances: bool
         cosine=float(torch.cosine_similarity(expected, truth, dim=0)),
         residual=residual,
         checks=tuple(checks),
-        variance=bench.variances() if variances else {},
+        variance=step.variances() if variances else {},
     )
 
 
@@ -247,54 +235,3 @@ def _shown(config: ReinforceConfig, token_rewards: bool) -> dict[str, Any]:
         "token_rewards": token_rewards,
         "completions_of_a_prompt": len(all_completions(config.max_completion_length)),
     }
-
-
-def _check_batches(batches: Batches, stated: Tensor, spread: float) -> Iterator[Check]:
-    """That each step is as predicted, and that their mean is the stated gradient.
-
-    Along that gradient the standard deviation of a step is `spread`, exactly: one that is estimated
-    from so few steps can be far too small.
-    """
-    usual = float(batches.predicted.norm(dim=1).square().mean().sqrt())
-    worst = float((batches.found - batches.predicted).norm(dim=1).max()) / usual
-    yield _at_most(f"{len(batches.found)} whole batches through the step", worst, LIMIT)
-    if batches.later:
-        gaps = [float((a - b).norm() / b.norm().clamp(min=usual / 100)) for a, b in batches.later]
-        yield _at_most(f"{len(gaps)} second updates, clipped", _largest(gaps), LIMIT)
-    along = (batches.found - stated) @ (stated / stated.norm())  # [K]
-    z = abs(float(along.mean())) / spread * math.sqrt(len(along)) if spread else math.inf
-    yield _at_most("mean of these steps, standard errors off", z, _MOST_Z)
-
-
-def _check_sampler(draws: Sequence[Draws]) -> Iterator[Check]:
-    """That completions come as often as π says, with the log-probs that they have."""
-    yield _at_most("log-probs at sampling time", _largest([d.gap for d in draws]), LIMIT)
-    least = -_largest([-chi_square(drawn.completions, drawn.probability) for drawn in draws])
-    yield Check("chi-square of the sampler, p", least, _LEAST_P, least >= _LEAST_P)
-
-
-def chi_square(drawn: Tensor, probability: Tensor) -> float:
-    """Pearson's test of draws [m] of 0 … n-1 against their probabilities [n]: the p-value."""
-    expected = probability * len(drawn)
-    counts = torch.bincount(drawn, minlength=len(probability)).double()
-    rare = expected < 5  # put together, since the test is one of large counts
-    if rare.any():
-        expected = torch.cat([expected[~rare], expected[rare].sum()[None]])
-        counts = torch.cat([counts[~rare], counts[rare].sum()[None]])
-    statistic = ((counts - expected).square() / expected.clamp(min=1e-300)).sum()
-    return float(
-        torch.special.gammaincc(torch.tensor((len(counts) - 1) / 2).double(), statistic / 2)
-    )
-
-
-def _relative(found: Tensor, expected: Tensor) -> float:
-    return float((found - expected).norm() / expected.norm())
-
-
-def _largest(values: Sequence[float]) -> float:
-    """The largest value, or nan where one is: Python's max may pass over it."""
-    return float(torch.tensor(values, dtype=torch.float64).max())
-
-
-def _at_most(name: str, value: float, limit: float) -> Check:
-    return Check(name, value, limit, value <= limit)  # nan passes nothing

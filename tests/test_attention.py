@@ -11,15 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from rl4lm.passes.attention import (
-    Decoding,
-    NotPackableError,
-    PackedRow,
-    PromptStore,
-    attend,
-    shared_prompts,
-)
+from rl4lm.passes.attention import NotPackableError, attend, shared_prompts
+from rl4lm.passes.decoding_attention import Decoding, PromptStore
 from rl4lm.passes.microbatch import micro_batches
+from rl4lm.passes.packed_attention import PackedRow
 from rl4lm.passes.packing import pack
 from rl4lm.preflight.probe import probe
 

@@ -7,6 +7,7 @@ import itertools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 import torch
@@ -23,12 +24,31 @@ from rl4lm.estimator.baselines import (
     BaselineInputs,
     advantages,
 )
+from rl4lm.estimator.names import BaselineName
 
 NAMES = sorted(BASELINES)
 HISTORY = sorted(KEEPS_HISTORY)
 WITHIN = [name for name in NAMES if name not in KEEPS_HISTORY]
 MEANS = [name for name in WITHIN if name != "none"]
-SELF_INCLUDING = ("batch_mean", "prompt_mean")
+
+
+def plain(rewards: list[float], lengths: list[int]) -> float:
+    return sum(rewards) / len(rewards)
+
+
+def by_length(rewards: list[float], lengths: list[int]) -> float:
+    return sum(r * n for r, n in zip(rewards, lengths, strict=True)) / sum(lengths)
+
+
+# Which sample j = (prompt, place) is compared with sample i, and what of those rewards and lengths.
+DEFINITIONS = {
+    "none": (lambda i, j: False, plain),
+    "batch_mean": (lambda i, j: True, plain),
+    "batch_leave_one_out": (lambda i, j: i != j, plain),
+    "prompt_mean": (lambda i, j: i[0] == j[0], plain),
+    "prompt_leave_one_out": (lambda i, j: i[0] == j[0] and i != j, plain),
+    "length_weighted": (lambda i, j: i[0] == j[0] and i != j, by_length),
+}
 
 
 def inputs_of(
@@ -63,16 +83,15 @@ def baseline(
 
 def by_double_loop(name: str, rewards: Tensor, valid: Tensor, lengths: Tensor) -> Tensor:
     """[P, G], a sample at a time, straight from the definitions."""
+    compared, middle = DEFINITIONS[name]
     result = torch.zeros_like(rewards)
     cells = list(itertools.product(*map(range, rewards.shape)))
     for i in cells:
-        others = [j for j in cells if valid[j] and (name in SELF_INCLUDING or j != i)]
-        if name in ("prompt_leave_one_out", "prompt_mean", "length_weighted"):
-            others = [j for j in others if j[0] == i[0]]
-        weights = [int(lengths[j]) if name == "length_weighted" else 1 for j in others]
-        if valid[i] and others and name != "none":
-            pairs = zip(others, weights, strict=True)
-            result[i] = sum(w * float(rewards[j]) for j, w in pairs) / sum(weights)
+        others = [j for j in cells if valid[j] and compared(i, j)]
+        if valid[i] and others:
+            result[i] = middle(
+                [float(rewards[j]) for j in others], [int(lengths[j]) for j in others]
+            )
     return result
 
 
@@ -102,17 +121,7 @@ def test_a_baseline_is_the_mean_of_what_its_name_says(name, step):
 
 
 def test_the_name_sets_are_what_the_baselines_do():
-    assert tuple(BASELINES) == (
-        "none",
-        "batch_mean",
-        "batch_leave_one_out",
-        "prompt_mean",
-        "prompt_leave_one_out",
-        "length_weighted",
-        "moving_average",
-        "prompt_value",
-        "linear_value",
-    )
+    assert tuple(BASELINES) == get_args(BaselineName)
     assert list(SCALES) == list(BASELINES)
     generator = torch.Generator().manual_seed(0)
     rewards = torch.rand(3, 1, generator=generator, dtype=torch.float64)

@@ -235,7 +235,7 @@ def test_a_bar_on_a_narrow_terminal_keeps_what_matters_most(capsys):
         screen._console = Console(width=width, force_terminal=True)
         screen.start(0, 2)
         screen.step(1, {**METRICS, "effective_share": 0.875, "sampler_gap_max": 2e-6})
-        assert screen._progress.tasks[0].fields["numbers"].endswith(last)
+        assert screen._steps.bar.tasks[0].fields["numbers"].endswith(last)
         screen.stop()
     capsys.readouterr()
 

@@ -157,6 +157,12 @@ def test_a_file_whose_name_looks_like_a_pattern_is_that_file(place):
     assert prompts("a[1].jsonl") == ["1"]
 
 
+def test_the_settings_of_a_procedural_task_are_no_pattern_of_files(place):
+    name = "reasoning_gym:leg_counting?max_animals=5&size=20"
+    assert find_files(name) is None
+    check_prompts(name, "prompt", Shape())
+
+
 def test_folders_and_ids_of_the_hub_are_no_files(place):
     assert find_files("acme/sums") is None
     assert find_files(str(place)) is None

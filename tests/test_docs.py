@@ -13,7 +13,7 @@ from rl4lm.config import OPTIONS
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", "CONTRIBUTING.md", *sorted(f"docs/{p.name}" for p in ROOT.glob("docs/*.md"))]
 TESTS = re.compile(r"`((?:\w+/)*test_\w+)::(test_\w+)`")
-FUNCTIONS = re.compile(r"`([a-z_]+):([A-Za-z_]+(?:\.[a-z_]+)*)`")
+FUNCTIONS = re.compile(r"`([a-z_.]+):([A-Za-z_]+(?:\.[a-z_]+)*)`")
 LINKS = re.compile(r"\]\(([^)#]+)\)")
 MATHS = (ROOT / "docs" / "maths.md").read_text(encoding="utf-8")
 
@@ -37,7 +37,7 @@ def test_a_function_that_the_mathematics_page_names_can_be_called():
 def test_the_mathematics_page_has_every_baseline_and_every_estimator_option():
     for name, option in OPTIONS.items():
         if option.theme == "estimator":
-            assert f"`{name}" in MATHS or f"`{name}:" in MATHS, name
+            assert re.search(rf"`{name}\b", MATHS), name
     for name in OPTIONS["baseline"].choices:
         assert f"`{name}`" in MATHS, name
 
@@ -47,6 +47,11 @@ def test_the_data_page_has_every_option_for_data():
     for name, option in OPTIONS.items():
         if option.theme == "data":
             assert f"`{name}`" in page, name
+
+
+def test_links_are_found_at_all():
+    pages = [(ROOT / page).read_text(encoding="utf-8") for page in PAGES]
+    assert sum(len(LINKS.findall(text)) for text in pages) > 50
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -9,6 +9,7 @@ import pytest
 from rewards.arithmetic import exact_answer
 from rl4lm import ReinforceConfig, ReinforceTrainer
 from rl4lm.errors import ConfigError, DataError
+from rl4lm.evaluation import examining
 from rl4lm.evaluation.evaluate import Evaluated
 from rl4lm.evaluation.paired import compare
 from rl4lm.screen.console import Screen
@@ -33,12 +34,12 @@ SETTINGS = {
 }
 
 
-def trainer(path=None, eval_dataset=None, **changes):
+def trainer(path=None, eval_dataset=ROWS[::-1], **changes):
     return ReinforceTrainer(
         reward_funcs=exact_answer,  # in this process
         args=ReinforceConfig(output_dir=path and str(path), **{**SETTINGS, **changes}),
         train_dataset=ROWS,
-        eval_dataset=eval_dataset or ROWS[::-1],
+        eval_dataset=eval_dataset,
         screen=Screen(quiet=True),
     )
 
@@ -59,9 +60,8 @@ def test_a_run_keeps_the_completions_of_every_evaluation(run):
     pages = sorted(page.name for page in (path / "evaluations").iterdir())
     assert pages == [f"step-00000{k}.jsonl" for k in range(3)]
     logged = rows(path / "eval.jsonl")
-    assert [line["step"] for line in logged] == [0, 1, 2, 2]  # the last one after the run
-    assert logged[2] == logged[3]
-    for line, page in zip(logged, pages, strict=False):
+    assert [line["step"] for line in logged] == [0, 1, 2]
+    for line, page in zip(logged, pages, strict=True):
         found = rows(path / "evaluations" / page)
         assert len(found) == 6 * (1 + 4)
         right = [row["reward"] for row in found if row["greedy"]]
@@ -93,6 +93,74 @@ def test_a_resumed_run_still_knows_what_it_was_like_before(run, tmp_path):
         assert again[name] == summary[name]
 
 
+class PulledOut(Exception):
+    pass
+
+
+@pytest.fixture
+def evaluated(monkeypatch):
+    """The steps after which evaluations were made."""
+    steps, evaluate = [], examining.evaluate
+
+    def counted(policy, exams, what, context, world):
+        steps.append(context.global_step)
+        return evaluate(policy, exams, what, context, world)
+
+    monkeypatch.setattr(examining, "evaluate", counted)
+    return steps
+
+
+@pytest.fixture
+def cut_off(tmp_path, monkeypatch, evaluated):
+    """A run that ended between its last checkpoint and its final weights."""
+
+    def gone(*_):
+        raise PulledOut
+
+    with monkeypatch.context() as patch:
+        patch.setattr("rl4lm.run.save_weights", gone)
+        with pytest.raises(PulledOut):
+            trainer(tmp_path, eval_steps=1, save_steps=1).train()
+    assert evaluated == [0, 1, 2]
+    evaluated.clear()
+    return tmp_path
+
+
+def test_what_was_evaluated_after_the_last_step_is_the_result(evaluated, tmp_path):
+    summary = trainer(tmp_path, eval_steps=2).train()
+    assert evaluated == [0, 2]
+    assert rows(tmp_path / "eval.jsonl")[-1] == {"step": 2, **summary["eval_after"]}
+    evaluated.clear()
+    trainer(eval_steps=3).train()
+    assert evaluated == [0, 2], "where no evaluation comes with the last step, one comes after it"
+
+
+def test_a_run_resumed_after_its_last_step_has_been_evaluated_already(run, cut_off, evaluated):
+    again = trainer(cut_off, eval_steps=1, save_steps=1).train(resume_from_checkpoint=True)
+    assert evaluated == []
+    assert [line["step"] for line in rows(cut_off / "eval.jsonl")] == [0, 1, 2]
+    for name in ("eval_before", "eval_after", "eval_change"):
+        assert again[name] == run[1][name]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"eval_samples": 5}, {"eval_pass_at_k": [1]}, {"eval_dataset": ROWS}],
+    ids=["fewer prompts", "another metric", "another data set"],
+)
+def test_another_evaluation_than_that_of_the_last_step_is_made(changes, cut_off, evaluated):
+    again = trainer(cut_off, eval_steps=1, **changes).train(resume_from_checkpoint=True)
+    assert evaluated == [2]
+    assert rows(cut_off / "eval.jsonl")[-1] == {"step": 2, **again["eval_after"]}
+
+
+def test_a_run_of_its_own_logs_an_evaluation_of_its_own(run, tmp_path, evaluated):
+    checkpoint = str(run[0] / "checkpoint-000002")
+    trainer(tmp_path, eval_steps=1).train(resume_from_checkpoint=checkpoint)
+    assert evaluated == [2]
+    assert [line["step"] for line in rows(tmp_path / "eval.jsonl")] == [2]
+
+
 def test_other_prompts_than_before_are_not_compared(run, tmp_path):
     checkpoint = str(run[0] / "checkpoint-000001")
     again = trainer(tmp_path, eval_samples=5).train(resume_from_checkpoint=checkpoint)
@@ -110,10 +178,11 @@ def test_evaluations_leave_a_run_as_it_is(run):
 
 
 def test_a_checkpoint_of_an_earlier_version_has_no_outcomes():
-    examiner = trainer()._examiner
-    examiner.load_state_dict({"accuracy": 0.5}, {})
+    examiner = trainer()._run.examiner
+    examiner.load_state_dict({"accuracy": 0.5}, {}, in_one_log=True)
     assert examiner.before.metrics == {"accuracy": 0.5}
     assert examiner.change(Evaluated({"accuracy": 1.0}, {"accuracy": [1.0]}, "a", [])) == {}
+    assert examiner.known(2) is None
 
 
 def test_further_data_sets_are_evaluated_in_training_under_their_names(tmp_path):

@@ -9,13 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from rl4lm.estimator.importance import clipped_completions, importance_ratio
 from rl4lm.estimator.logprobs import token_logprobs
 from rl4lm.estimator.losses import (
     clipped_loss,
-    clipped_shares,
     entropy_loss,
     grpo_k3_loss,
-    importance_ratio,
     kl_squared_loss,
     reinforce_loss,
     token_weights,
@@ -84,8 +83,14 @@ def test_the_expected_estimate_is_pi_times_one_minus_pi(theta):
 @pytest.mark.parametrize("baseline", [0.5, -3.0])
 def test_a_constant_baseline_changes_the_variance_and_not_the_mean(baseline):
     share = sigmoid(-1.0)
-    mean = share * estimate(-1.0, 1, 1 - baseline) + (1 - share) * estimate(-1.0, 0, -baseline)
+    pulls = [(share, estimate(-1.0, 1, 1 - baseline)), (1 - share, estimate(-1.0, 0, -baseline))]
+    mean = sum(p * g for p, g in pulls)
     assert mean == pytest.approx(share * (1 - share), abs=1e-15)
+    variance = sum(p * (g - mean) ** 2 for p, g in pulls)
+    # σ(1 - σ)·((1 - b)(1 - σ) - bσ)²: the estimates are (1 - b)(1 - σ) and bσ.
+    spread = (1 - share) * (1 - baseline) - share * baseline
+    assert variance == pytest.approx(share * (1 - share) * spread**2, abs=1e-15)
+    assert abs(variance - share * (1 - share) * (1 - share) ** 2) > 0.01, "as without a baseline"
 
 
 @pytest.mark.parametrize("payoff", [4.0, -4.0])
@@ -230,7 +235,7 @@ def test_a_clipped_completion_weighs_exactly_nothing_and_is_counted():
     advantages = torch.tensor([1.0, 1.0, -1.0, -1.0, 1.0], dtype=torch.float64)
     weights = weights_of(lambda lp: clipped_loss(lp, old, WIDE, advantages, 7, EPSILON), logprobs)
     ratio = importance_ratio(logprobs, old, WIDE)
-    low, high = clipped_shares(ratio, advantages, WIDE, EPSILON)
+    low, high = clipped_completions(ratio, advantages, WIDE, EPSILON)
     assert low.tolist() == [False, False, True, False, False]
     assert high.tolist() == [True, False, False, False, False]
     for row in range(5):
@@ -261,7 +266,7 @@ def test_with_advantages_by_token_each_token_is_clipped_by_its_own_sign():
                 expected = 0.0
             assert float(weights[i, t]) == pytest.approx(expected, rel=1e-13, abs=0)
     assert all(sides)  # both cases occurred
-    shares = clipped_shares(importance_ratio(logprobs, old, WIDE), advantages, WIDE, EPSILON)
+    shares = clipped_completions(importance_ratio(logprobs, old, WIDE), advantages, WIDE, EPSILON)
     assert [set(side.nonzero().flatten().tolist()) for side in shares] == list(sides)
 
 
@@ -277,7 +282,7 @@ def test_before_the_policy_has_moved_it_is_reinforce_bit_for_bit(epsilon, dtype,
     clipped = weights_of(lambda lp: clipped_loss(lp, old, WIDE, advantages, 7, epsilon), old)
     plain = weights_of(lambda lp: reinforce_loss(lp, WIDE, advantages, 7), old)
     assert torch.equal(clipped, plain)
-    assert not any(s.any() for s in clipped_shares(torch.ones(5), advantages, WIDE, epsilon))
+    assert not any(s.any() for s in clipped_completions(torch.ones(5), advantages, WIDE, epsilon))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -351,7 +356,7 @@ def test_token_weights_hold_both_derivatives_in_the_precision_of_each():
         (lambda x: clipped_loss(x, x, MASK, x, 0, 0.2), "num_completions must be at least 1"),
         (lambda x: clipped_loss(x, x, MASK, x, 2, -0.2), "epsilon must be at least 0, got -0.2"),
         (lambda x: clipped_loss(x, x, MASK, x, 2, math.nan), "epsilon must be at least 0"),
-        (lambda x: clipped_shares(x, x, MASK, 0.2), r"ratio \(2, 3\) must be \[B\] with mask"),
+        (lambda x: clipped_completions(x, x, MASK, 0.2), r"ratio \(2, 3\) must be \[B\] with mask"),
         (lambda x: kl_squared_loss(x, x[:1], MASK, 2), r"reference \(1, 3\) and mask \(2, 3\)"),
         (lambda x: grpo_k3_loss(x, x[:1], MASK, 2), r"reference \(1, 3\) and mask \(2, 3\)"),
         (lambda x: entropy_loss(x[:1], MASK, 2), r"entropies \(1, 3\) and mask \(2, 3\)"),

@@ -77,17 +77,9 @@ def test_what_is_not_two_plain_matrices_is_left_alone(tiny):
 
 
 @pytest.mark.parametrize("fast_path", [True, False])
-def test_sampling_merges_and_training_does_not(fast_path, tiny, monkeypatch):
+def test_sampling_merges_and_training_does_not(fast_path, tiny):
     policy = tiny.build_policy(adapted(tiny))
     assert probe(policy, fast_path) == []
-    seen = []
-    original = preparing.merged_adapters
-
-    def counted(model):
-        seen.append(model)
-        return original(model)
-
-    monkeypatch.setattr(preparing, "merged_adapters", counted)
     with preparing.sampling_mode(policy):
         own = [m for m in policy.module.modules() if "forward" in vars(m)]
         rollout = generate(
@@ -99,6 +91,7 @@ def test_sampling_merges_and_training_does_not(fast_path, tiny, monkeypatch):
             ends=EndRule(()),
         )
     assert bool(own) == fast_path
+    assert not any("forward" in vars(m) for m in policy.module.modules())
     logprobs = policy.completion_logprobs(rollout)
     assert float((logprobs - rollout.sampling_logprobs).abs().max()) < 1e-12
 

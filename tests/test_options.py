@@ -234,6 +234,28 @@ def test_the_model_is_asked_for_its_settings_with_all_that_was_given(yaml_file):
     assert seen["model_name_or_path"] == "mine"
 
 
+RECIPE = {"dataset_name": "openai/gsm8k", "dataset_config": "main"}
+
+
+@pytest.mark.parametrize(
+    ("given", "configuration"),
+    [
+        ((), "main"),
+        (("--dataset_name", "openai/gsm8k"), "main"),
+        (("--dataset_config", "socratic"), "socratic"),
+        (("--dataset_name", "mine"), None),
+        (("--dataset_name", "mine", "--dataset_config", "main"), "main"),
+    ],
+)
+def test_the_configuration_of_a_recipes_data_goes_with_them(given, configuration):
+    assert parse(*given, base=RECIPE).dataset_config == configuration
+
+
+def test_data_that_a_file_names_have_no_configuration_of_the_recipe(yaml_file):
+    config = parse("--config", yaml_file("dataset_name: mine"), base={**RECIPE, "seed": 4})
+    assert (config.dataset_name, config.dataset_config, config.seed) == ("mine", None, 4)
+
+
 def test_a_recipe_cannot_set_an_option_that_does_not_exist():
     assert "unknown option max_step" in refusal(base={"max_step": 1})
 

@@ -6,18 +6,18 @@ import pytest
 import torch
 
 from rl4lm.errors import TrainingError
-from rl4lm.model.policy import Policy
+from rl4lm.model.module import PolicyModule
 
 
 class SmallDevice:
     """A device that runs out of memory at micro-batches of more than some tokens."""
 
     def __init__(self, monkeypatch, tokens):
-        self._run, self._tokens, self.failed = Policy._run, tokens, 0
-        monkeypatch.setattr(Policy, "_run", lambda policy, *args: self.run(policy, *args))
+        self._run, self._tokens, self.failed = PolicyModule.run, tokens, 0
+        monkeypatch.setattr(PolicyModule, "run", lambda module, *args: self.run(module, *args))
 
-    def run(self, policy, batch, read):
-        result = self._run(policy, batch, read)
+    def run(self, module, batch, read):
+        result = self._run(module, batch, read)
         if batch.input_ids.numel() > self._tokens:
             self.failed += 1
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
@@ -56,14 +56,14 @@ def test_half_a_gradient_is_never_kept(tiny, monkeypatch):
     options = {"max_tokens_per_micro_batch": 16}
     expected = trainer(tiny, **options).gradient(rollout, advantages)
     small = trainer(tiny, **options)
-    run, calls = Policy._run, iter(range(100))
+    run, calls = PolicyModule.run, iter(range(100))
 
-    def fails_later(policy, batch, read):
+    def fails_later(module, batch, read):
         if next(calls) == 1:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return run(policy, batch, read)
+        return run(module, batch, read)
 
-    monkeypatch.setattr(Policy, "_run", fails_later)
+    monkeypatch.setattr(PolicyModule, "run", fails_later)
     assert tiny.gap(small.gradient(rollout, advantages), expected)[0] < 1e-12
     again = trainer(tiny, **options)
     calls = iter(range(100))

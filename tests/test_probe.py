@@ -12,12 +12,12 @@ from transformers.models.llama import modeling_llama
 
 from rl4lm.errors import ModelError, TrainingError
 from rl4lm.estimator.losses import TokenWeights
-from rl4lm.model import policy as policy_module
+from rl4lm.model import teacher_forcing
 from rl4lm.model.adapters import add_adapter
 from rl4lm.model.preparing import inference_mode_of
-from rl4lm.preflight import probe as probe_module
 from rl4lm.preflight.packability import why_not_packable
 from rl4lm.preflight.probe import probe
+from rl4lm.preflight.yardstick import made_up_rollout, plain_logprobs
 from rl4lm.randomness import Stream
 from rl4lm.sampling.drawing import InverseCdf
 from rl4lm.sampling.loop import EndRule, generate
@@ -110,8 +110,8 @@ def test_layers_that_look_at_their_neighbours_are_found_in_a_packed_row(std, tin
         return forward(self, states + 1e-3 * before)
 
     monkeypatch.setattr(modeling_llama.LlamaMLP, "forward", mixing)
-    rollout = probe_module._made_up_rollout(policy)
-    reference = probe_module._plain_logprobs(policy, rollout)
+    rollout = made_up_rollout(policy)
+    reference = plain_logprobs(policy, rollout)
     why = why_not_packable(policy, rollout, reference)
     assert why == "sequences of a packed row see one another"
 
@@ -129,8 +129,8 @@ def test_a_model_that_keeps_its_own_attention_is_found(tiny, monkeypatch):
         return own(self, *given, **named)
 
     monkeypatch.setattr(modeling_llama.LlamaAttention, "forward", sometimes)
-    rollout = probe_module._made_up_rollout(policy)
-    why = why_not_packable(policy, rollout, probe_module._plain_logprobs(policy, rollout))
+    rollout = made_up_rollout(policy)
+    why = why_not_packable(policy, rollout, plain_logprobs(policy, rollout))
     assert why == "1 of its 2 layers let their attention be replaced"
 
 
@@ -240,9 +240,9 @@ def test_the_probe_leaves_no_gradient_and_no_mode_behind(tiny):
 
 def test_a_probe_of_a_broken_fast_path_would_notice(monkeypatch, tiny):
     """Targets shifted by one in the very code that trains."""
-    tiled = policy_module.tiled_logprobs
+    tiled = teacher_forcing.tiled_logprobs
     monkeypatch.setattr(
-        policy_module,
+        teacher_forcing,
         "tiled_logprobs",
         lambda hidden, head, targets, *rest: tiled(hidden, head, targets.roll(1), *rest),
     )
@@ -252,7 +252,7 @@ def test_a_probe_of_a_broken_fast_path_would_notice(monkeypatch, tiny):
 
 def test_a_gradient_other_than_the_models_own_is_refused(tiny, monkeypatch):
     """The control beside every model that passes: half a gradient from head to backbone."""
-    whole = policy_module.tiled_gradient
+    whole = teacher_forcing.tiled_gradient
 
     def halved(*arguments):
         logprobs, gradient = whole(*arguments)
@@ -260,6 +260,6 @@ def test_a_gradient_other_than_the_models_own_is_refused(tiny, monkeypatch):
 
     policy = tiny.build_policy(tiny.build_model("llama"))
     assert probe(policy) == []
-    monkeypatch.setattr(policy_module, "tiled_gradient", halved)
+    monkeypatch.setattr(teacher_forcing, "tiled_gradient", halved)
     with pytest.raises(ModelError, match=r"the gradient of .* has norm"):
         probe(policy)

@@ -65,9 +65,13 @@ def test_tuples_and_numbered_mappings_survive_as_json():
 
 
 def test_test_prompts_are_new_and_different_and_as_many_as_there_are(monkeypatch):
-    made_up = lambda puzzle, seed, count: [{"prompt": (seed + i) % 7} for i in range(count)]  # noqa: E731
+    def made_up(puzzle, seed, count):
+        return [{"prompt": (seed + i) % 7} for i in range(count)]
+
+    def prompts(name, split):
+        return [row["prompt"] for row in puzzle_rows(name, split)]
+
     monkeypatch.setattr(procedural, "_made", made_up)
-    prompts = lambda name, split: [row["prompt"] for row in puzzle_rows(name, split)]  # noqa: E731
     assert prompts("reasoning_gym:x?size=4", "train") == [0, 1, 2, 3]
     assert sorted(prompts("reasoning_gym:x?size=4&test_size=2", "test")) == [4, 5]
     assert sorted(prompts("reasoning_gym:x?size=4", "test")) == [4, 5, 6]

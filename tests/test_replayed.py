@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from rl4lm.model import policy as policy_module
-from rl4lm.model.policy import PolicyModule
+from rl4lm.model import decoding
+from rl4lm.model.module import PolicyModule
 from rl4lm.model.preparing import inference_mode_of, make_policy
 from rl4lm.passes.kvcache import StaticLayer
 from rl4lm.passes.replayed import Front, Replay, cuda_graph
@@ -81,7 +81,7 @@ class Captures:
 def captures(monkeypatch) -> Captures:
     """Captures on a CPU, in a loop that goes on as on a GPU."""
     captures = Captures()
-    monkeypatch.setattr(policy_module, "cuda_graph", captures)
+    monkeypatch.setattr(decoding, "cuda_graph", captures)
     monkeypatch.setattr(sampling, "_COMPACT_SHARE", sampling._COMPACT_SHARE_ON_GPU)
     monkeypatch.setattr(sampling, "_without_gradient", lambda device: torch.no_grad())
     return captures
@@ -101,7 +101,7 @@ def sample(policy, replays: bool) -> Rollout:
         num_generations=GROUP,
         temperature=0.7,
     )
-    with inference_mode_of(policy.module), policy.precision():
+    with inference_mode_of(policy.module), policy.module.precision():
         return generate(
             policy,
             PROMPTS,
@@ -174,8 +174,8 @@ def test_a_rollout_in_one_context_of_precision_casts_each_weight_once(captures, 
     with Casts() as casts:
         sample(policy, replays=False)
     assert casts.count == 1
-    precision, outermost = policy.precision, iter([nullcontext()])
-    policy.precision = lambda: next(outermost, None) or precision()
+    precision, outermost = policy.module.precision, iter([nullcontext()])
+    policy.module.precision = lambda: next(outermost, None) or precision()
     with Casts() as casts:
         sample(policy, replays=False)
     assert casts.count > 1
@@ -324,7 +324,7 @@ def test_a_cuda_graph_draws_what_running_every_token_draws(
         sizes.append(len(replay()))  # once more does no harm: it writes the same in the same place
         return replay
 
-    monkeypatch.setattr(policy_module, "cuda_graph", counted)
+    monkeypatch.setattr(decoding, "cuda_graph", counted)
     monkeypatch.setattr(sampling, "_CHECK_EVERY_ON_GPU", 2)
     exact = torch.float64 if dtype == "float64" else torch.float32
     policy = policy_in(tiny, tiny.build_model(architecture, dtype=exact).cuda(), dtype)

@@ -98,7 +98,10 @@ def test_a_figure_is_drawn_where_a_run_has_something_for_it(run):
     assert "Each reward" in titles
     assert "KL from the reference" not in titles
     one = {"steps": {"reward": [1.0], "rewards/only/mean": [1.0]}, "evaluations": {}}
-    assert [figure["title"] for figure in figures([one])] == ["Reward"]
+    other = {"steps": {"reward": [1.0], "rewards/other/mean": [1.0]}, "evaluations": {}}
+    assert [figure["title"] for figure in figures([one, other])] == ["Reward"]
+    both = {"steps": {**one["steps"], **other["steps"]}, "evaluations": {}}
+    assert [figure["title"] for figure in figures([one, both])] == ["Reward", "Each reward"]
 
 
 def test_the_headline_says_before_and_after_and_how_sure_it_is(run):
@@ -107,7 +110,15 @@ def test_the_headline_says_before_and_after_and_how_sure_it_is(run):
     # 1.96 sqrt(0.5² / 400) = 0.049 and 1.96 sqrt(0.75 · 0.25 / 400) = 0.0424
     assert "95 % intervals 45.1 to 54.9 % → 70.8 to 79.2 %" in headline["said"]
     assert "400 held-out prompts" in headline["said"]
-    assert headline["groups"][1] == {"name": "hard", "before": 0.4, "after": 0.65}
+    rows = {row["label"]: (row["before"], row["after"]) for row in headline["rows"]}
+    assert rows == {  # bounds stand beside their metric and are no rows of their own
+        "accuracy": ("50.0 % (45.1 to 54.9)", "75.0 % (70.8 to 79.2)"),
+        "reward": ("1.000", "1.500"),
+        "ended": ("100.0 %", "100.0 %"),
+        "mean_length": ("3.5", "3.5"),
+        "accuracy, easy": ("60.0 %", "85.0 %"),
+        "accuracy, hard": ("40.0 % (30.0 to 50.0)", "65.0 % (55.0 to 75.0)"),
+    }
 
 
 def test_intervals_that_were_logged_are_taken_as_they_are(tmp_path):
@@ -116,7 +127,7 @@ def test_intervals_that_were_logged_are_taken_as_they_are(tmp_path):
     (made / "eval.jsonl").write_text(json.dumps({**row, "accuracy_stderr": 0.0}) + "\n")
     headline = only(payload([made], 10))["headline"]
     assert headline["before"] is None  # one evaluation is no before and after
-    assert "95 % intervals 70 to 100 %" in headline["said"]
+    assert "95 % intervals 70.0 to 100.0 %" in headline["said"]
 
 
 def test_a_run_that_goes_on_has_a_page_and_says_so(tmp_path):

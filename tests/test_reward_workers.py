@@ -639,11 +639,11 @@ def test_a_trainer_that_is_killed_or_leaves_keeps_no_process_alive(word, tmp_pat
 
 WATCHED = """
 import os, sys, time
-from rl4lm import reward_worker
+from rl4lm.rewarding import worker
 if sys.argv[1] == "thread":
-    del reward_worker.fcntl.FASYNC
+    del worker.fcntl.FASYNC
 os.setsid()
-reward_worker._end_with_the_trainer(0)
+worker._end_with_the_trainer(0)
 print("ready", flush=True)
 time.sleep(600)
 """

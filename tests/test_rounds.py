@@ -59,19 +59,18 @@ def assert_same(found, expected):
     )
 
 
-@pytest.mark.parametrize("at", [[], [0], [1, 2], [0, 1, 2]])
+@pytest.mark.parametrize("at", [[0], [1, 2], [0, 1, 2]])
 def test_replaced_groups_are_as_if_they_had_been_drawn_together(at):
     first = {3: (0.0, 1.0), 1: (1.0, NAN), 2: (0.5, 0.5)}
     others = {5 + k: (float(k), NAN) for k in range(len(at))}
     expected = list(first.items())
     for place, other in zip(at, others.items(), strict=True):
         expected[place] = other
-    if at:
-        found = replaced(drawn(first), at, drawn(others))
-        assert_same(found, drawn(dict(expected)))
-        assert list(found.scores.extra["detail"]) == [f"said of {t}" for t in found.texts]
-        # What was counted adds up; what is said of a step is said of its first prompts.
-        assert found.scores.metrics == {"rewards/r/timeouts": 4.0, "noted": 3.0}
+    found = replaced(drawn(first), at, drawn(others))
+    assert_same(found, drawn(dict(expected)))
+    assert list(found.scores.extra["detail"]) == [f"said of {t}" for t in found.texts]
+    # What was counted adds up; what is said of a step is said of its first prompts.
+    assert found.scores.metrics == {"rewards/r/timeouts": 4.0, "noted": 3.0}
 
 
 def test_notes_that_only_one_round_has_leave_the_other_empty():

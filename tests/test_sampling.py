@@ -35,15 +35,15 @@ def p_value(counts: Tensor, probabilities: Tensor) -> float:
     return float(torch.special.gammaincc(freedom, statistic / 2))
 
 
-def draws(restrict=None) -> tuple[Tensor, Tensor]:
-    """Counts [V] of 20 000 draws from LOGITS, and their log-probs."""
+def draws(restrict=None) -> tuple[Tensor, Tensor, Tensor]:
+    """Counts [V] of 20 000 draws from LOGITS, the tokens, and their log-probs."""
     rows = torch.arange(20_000)
     tokens, logprobs = chooser(restrict=restrict)(LOGITS.repeat(len(rows), 1), rows, 0)
-    return torch.bincount(tokens, minlength=len(LOGITS)), logprobs[tokens.argsort()]
+    return torch.bincount(tokens, minlength=len(LOGITS)), tokens, logprobs
 
 
 def test_tokens_are_drawn_by_softmax_of_logits_over_temperature():
-    counts, _ = draws()
+    counts, *_ = draws()
     assert p_value(counts, torch.softmax(LOGITS / TEMPERATURE, -1)) > 1e-4
     assert p_value(counts, torch.softmax(LOGITS, -1)) < 1e-12, "temperature ignored"
     assert p_value(counts.roll(1), torch.softmax(LOGITS / TEMPERATURE, -1)) < 1e-12, "shifted"
@@ -76,9 +76,13 @@ def test_the_logprob_is_that_of_the_token_drawn():
 
 
 def test_a_restriction_is_part_of_the_distribution_and_of_the_logprob():
-    counts, _ = draws(restrict=keep_most_likely(top_k=2, top_p=1.0))
+    counts, tokens, logprobs = draws(restrict=keep_most_likely(top_k=2, top_p=1.0))
     kept = torch.where(torch.isin(torch.arange(7), torch.tensor([0, 3])), LOGITS, -torch.inf)
     assert p_value(counts, torch.softmax(kept / TEMPERATURE, -1)) > 1e-4
+    of_token = torch.log_softmax(kept / TEMPERATURE, -1)[tokens]
+    assert torch.allclose(logprobs, of_token, rtol=0, atol=1e-6)
+    whole = torch.log_softmax(LOGITS / TEMPERATURE, -1)[tokens]
+    assert float((logprobs - whole).min()) > 0.1, "that of the whole vocabulary is smaller"
 
 
 def test_a_nucleus_holds_the_token_that_crosses_its_edge():

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rl4lm.errors import ConfigError, ModelError, TrainingError
-from rl4lm.model.policy import Policy
+from rl4lm.model.module import PolicyModule
 from rl4lm.processes.sharding import (
     Shards,
     dealt_like,
@@ -96,6 +96,6 @@ def test_out_of_memory_ends_a_sharded_run_since_others_wait_in_the_pass(tiny, mo
     def run(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(Policy, "_run", run)
+    monkeypatch.setattr(PolicyModule, "run", run)
     with pytest.raises(TrainingError, match="max_tokens_per_micro_batch"):
         trainer.gradient(tiny.random_rollout(), torch.ones(6))

@@ -9,8 +9,15 @@ import pytest
 
 from rl4lm.config import ReinforceConfig
 from rl4lm.data.examples import from_dataset
-from rl4lm.data.splits import HELD_OUT, evaluated_split, hold_out, overlap, training_splits
-from rl4lm.errors import DataError
+from rl4lm.data.splits import (
+    HELD_OUT,
+    evaluated_split,
+    hold_out,
+    overlap,
+    split_rows,
+    training_splits,
+)
+from rl4lm.errors import DataError, MissingSplitError
 
 
 def data(texts):
@@ -159,6 +166,34 @@ def test_the_column_of_conversations_is_named_where_it_stands_in_for_prompts():
         "prompts are the conversations in the column 'messages'"
         in training_splits(ReinforceConfig(), rows).notes[0]
     )
+
+
+def doubled(row):
+    return {**row, "twice": 2 * row["answer"]}
+
+
+def test_rows_are_made_anew_in_both_splits(tmp_path):
+    folder = tmp_path / "rows"
+    folder.mkdir()
+    for split, answers in {"train": (3, 4), "test": (5,)}.items():
+        rows = [{"prompt": f"{answer}=", "answer": answer} for answer in answers]
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (folder / f"{split}.jsonl").write_text(text)
+    train, test = split_rows(ReinforceConfig(dataset_name=str(folder)), doubled)
+    assert [row["twice"] for row in train] == [6, 8]
+    assert test == [{"prompt": "5=", "answer": 5, "twice": 10}]
+
+
+def test_of_a_file_with_one_split_no_rows_are_made_to_evaluate_on(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"prompt": "3=", "answer": 3}) + "\n")
+    named = {"dataset_name": str(path)}
+    for given in ({}, {"dataset_test_split": None}):
+        train, test = split_rows(ReinforceConfig(**named, **given), doubled)
+        assert (len(train), test) == (1, None)
+    # A split that was asked for by name is not passed over in silence.
+    with pytest.raises(MissingSplitError, match="has no split 'validation'"):
+        split_rows(ReinforceConfig(**named, dataset_test_split="validation"), doubled)
 
 
 def test_several_data_sets_to_evaluate_on_come_by_name_and_the_first_is_the_main_one():

@@ -10,17 +10,18 @@ from dataclasses import replace
 import pytest
 import torch
 
-from rl4lm import ReinforceConfig, backward, earnings, experience, learner, objective
+from rl4lm import ReinforceConfig, backward, centring, descent, earnings, learner, objective
 from rl4lm.commandline.commands import quiet_libraries
 from rl4lm.estimator import baselines, head, losses, shaping
 from rl4lm.estimator.losses import TokenWeights
-from rl4lm.exact import testbed
+from rl4lm.exact import steps, testbed
+from rl4lm.exact.checks import check_sampler, chi_square
 from rl4lm.exact.enumeration import END, Rewards, all_completions
-from rl4lm.model import policy, preparing
-from rl4lm.passes import attention, microbatch
+from rl4lm.model import decoding, policy, preparing, teacher_forcing
+from rl4lm.passes import decoding_attention, microbatch, packed_attention
 from rl4lm.processes import world
 from rl4lm.sampling import drawing
-from rl4lm.verify import _check_sampler, chi_square, every_case, verify, verify_all
+from rl4lm.verify import every_case, verify, verify_all
 
 SMALL = {"num_generations": 2, "temperature": 0.7}
 
@@ -147,9 +148,9 @@ def plant_a_loss_without_the_end_token(patch):
 
 
 def plant_a_gradient_without_temperature(patch):
-    original = policy.tiled_gradient
+    original = teacher_forcing.tiled_gradient
     patch.setattr(
-        policy,
+        teacher_forcing,
         "tiled_gradient",
         lambda hidden, head, targets, weights, temperature, *rest: original(
             hidden, head, targets, weights, 1.0, *rest
@@ -176,12 +177,12 @@ def plant_top_k_in_the_sampler(patch):
 
 def plant_a_normalisation_per_micro_batch(patch):
     """The loss depends on how rows are cut (trl#3021, verl#3741)."""
-    original = policy.tiled_gradient
+    original = teacher_forcing.tiled_gradient
 
     def per_micro_batch(hidden, head, targets, weights, *rest):
         return original(hidden, head, targets, 4 * weights / len(weights), *rest)
 
-    patch.setattr(policy, "tiled_gradient", per_micro_batch)
+    patch.setattr(teacher_forcing, "tiled_gradient", per_micro_batch)
 
 
 def plant_a_token_mean(patch):
@@ -211,13 +212,13 @@ def plant_a_world_size_factor(patch):
 
 def plant_a_denominator_after_skipping(patch):
     """N counts the completions that are differentiated, not those that were drawn."""
-    centre = experience.Gatherer.centre
+    centre = centring.Centre.__call__
 
     def skipped(self, *arguments):
         e, state = centre(self, *arguments)
         return replace(e, num_completions=max(1, int(e.advantages.ne(0).sum()))), state
 
-    patch.setattr(experience.Gatherer, "centre", skipped)
+    patch.setattr(centring.Centre, "__call__", skipped)
 
 
 def plant_a_wrong_sign(patch):
@@ -299,7 +300,7 @@ def plant_a_reference_that_follows_the_policy(patch):
 
 def plant_stale_log_probs(patch):
     """Later updates look at the policy that sampled."""
-    patch.setattr(learner.Learner, "_logprobs", lambda self, r: r.sampling_logprobs.double())
+    patch.setattr(descent.Descent, "_logprobs", lambda self, r: r.sampling_logprobs.double())
 
 
 def plant_a_ratio_per_token(patch):
@@ -329,7 +330,9 @@ def plant_returns_that_forget_the_future(patch):
 
 def plant_positions_that_count_padding(patch):
     """Left padding moves a prompt (OpenRLHF#217, trl#6800)."""
-    patch.setattr(policy, "_positions", lambda mask: torch.arange(mask.shape[1]).expand(mask.shape))
+    patch.setattr(
+        decoding, "_positions", lambda mask: torch.arange(mask.shape[1]).expand(mask.shape)
+    )
 
 
 def plant_equal_tokens_taken_for_equal_completions(patch):
@@ -341,7 +344,7 @@ def plant_equal_tokens_taken_for_equal_completions(patch):
             [first.setdefault(tuple(ids), i) for i, ids in enumerate(rollout.completion_lists())]
         )
 
-    patch.setattr(policy, "first_of_equals", by_tokens)
+    patch.setattr(teacher_forcing, "first_of_equals", by_tokens)
 
 
 def plant_gradients_that_pile_up(patch):
@@ -370,38 +373,42 @@ def plant_a_lost_half(patch):
 
 
 def plant_a_head_gradient_of_half(patch):
-    original = policy.tiled_gradient
+    original = teacher_forcing.tiled_gradient
 
     def halved(hidden, head, *rest):
         return original(
             hidden, lambda states: 0.5 * head(states) + 0.5 * head(states).detach(), *rest
         )
 
-    patch.setattr(policy, "tiled_gradient", halved)
+    patch.setattr(teacher_forcing, "tiled_gradient", halved)
 
 
 def plant_a_continuation_that_sees_one_token_ahead(patch):
-    original = attention._Continuations.__init__
+    original = packed_attention._ContinuationRows.__init__
 
     def ahead(self, given, prompt_lengths, device):
         original(self, given, prompt_lengths, device)
         self._seen = self._seen | self._seen.roll(1, dims=-1)
 
-    patch.setattr(attention._Continuations, "__init__", ahead)
+    patch.setattr(packed_attention._ContinuationRows, "__init__", ahead)
 
 
 def plant_a_continuation_without_its_prompt(patch):
-    original = attention._Continuations.of_prompts
+    original = packed_attention._ContinuationRows.of_prompts
     patch.setattr(
-        attention._Continuations, "of_prompts", lambda self, rows: 0 * original(self, rows)
+        packed_attention._ContinuationRows,
+        "of_prompts",
+        lambda self, rows: 0 * original(self, rows),
     )
 
 
 def plant_a_prompt_that_learns_from_no_completion(patch):
     """What completions see of their prompt is taken for a constant."""
-    original = attention._Continuations.of_prompts
+    original = packed_attention._ContinuationRows.of_prompts
     patch.setattr(
-        attention._Continuations, "of_prompts", lambda self, rows: original(self, rows.detach())
+        packed_attention._ContinuationRows,
+        "of_prompts",
+        lambda self, rows: original(self, rows.detach()),
     )
 
 
@@ -422,20 +429,22 @@ def plant_a_closed_form_without_its_token(patch):
 
 
 def plant_completions_that_swap_places_in_decoding(patch):
-    original = attention.Decoding._by_row
+    original = decoding_attention.Decoding._by_row
     patch.setattr(
-        attention.Decoding, "_by_row", lambda self, *given: original(self, *given).roll(1, 0)
+        decoding_attention.Decoding,
+        "_by_row",
+        lambda self, *given: original(self, *given).roll(1, 0),
     )
 
 
 def plant_padding_that_is_seen_in_decoding(patch):
-    original = attention.PromptStore.__init__
+    original = decoding_attention.PromptStore.__init__
 
     def seen(self, *given):
         original(self, *given)
         self.hidden = None
 
-    patch.setattr(attention.PromptStore, "__init__", seen)
+    patch.setattr(decoding_attention.PromptStore, "__init__", seen)
 
 
 def plant_a_deviation_of_the_population(patch):
@@ -594,7 +603,7 @@ def test_a_quarter_of_the_matrix_is_exact_with_fewer_batches(monkeypatch):
             config = replace(config, fast_path=len(verdicts) % 3 > 0)
             found = verify(config, token_rewards, variances=False)
             verdicts.append((found.verdict, bool(found.why)))
-    assert len(verdicts) == 31
+    assert abs(len(verdicts) - len(list(every_case(ReinforceConfig()))) / 4) < 2
     assert set(verdicts) == {("exact", False), ("another objective", True)}
     assert verdicts.count(("another objective", True)) == 5
 
@@ -631,8 +640,8 @@ def test_the_chi_square_test_is_that_of_a_table():
 @pytest.mark.parametrize("gaps", [(math.nan, 0.0), (0.0, math.nan)])
 def test_a_number_that_is_none_passes_no_check(gaps):
     even = torch.tensor([0.5, 0.5], dtype=torch.float64)
-    draws = [testbed.Draws(torch.tensor([0, 1] * 50), even, gap) for gap in gaps]
-    found = {check.name: check.passed for check in _check_sampler(draws)}
+    draws = [steps.Draws(torch.tensor([0, 1] * 50), even, gap) for gap in gaps]
+    found = {check.name: check.passed for check in check_sampler(draws)}
     assert found == {"log-probs at sampling time": False, "chi-square of the sampler, p": True}
 
 
@@ -645,8 +654,8 @@ def test_the_variances_are_those_of_many_steps():
     spread = {}
     for name in ("none", "prompt_leave_one_out"):
         bed = testbed.Testbed(replace(_tiny(config), baseline=name), False)
-        steps = bed.run_whole_batches(400).found
-        spread[name] = float(steps.var(dim=0).sum())
+        found = steps.run_whole_batches(bed, 400).found
+        spread[name] = float(found.var(dim=0).sum())
     ratio = spread["prompt_leave_one_out"] / spread["none"]
     assert ratio == pytest.approx(exact["prompt_leave_one_out"], rel=0.2)
 

@@ -28,9 +28,8 @@ import ast
 import functools
 import re
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 MAX_BLOCKS = 8  # fenced blocks that are looked at, from the last one
 
@@ -54,13 +53,6 @@ class Opening:
 
     text: str  # as it is; a completion goes on from here
     complete: str  # with a body, so that it compiles by itself
-
-
-def text_of(message: Any) -> str | None:
-    """The text of a prompt or completion: itself, or the content of its last message."""
-    if isinstance(message, Sequence) and not isinstance(message, str) and message:
-        message = message[-1].get("content") if isinstance(message[-1], Mapping) else None
-    return message if isinstance(message, str) else None
 
 
 def readings(completion: str, opening: Opening | None = None) -> tuple[Reading, ...]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from rewards.grading.extraction import readings, text_of
+from rewards.batches import check_lengths, completion_text
+from rewards.grading.extraction import readings
 from rewards.grading.judging import Submission, Verdict, judge
 from rewards.grading.review import UnfitTask
 from rewards.grading.row_tasks import Row, RowTask, rows_of
@@ -15,31 +16,12 @@ from rewards.sandbox import Runner
 LogExtra = Callable[[str, list[Any]], None]
 
 
-def batch_rows(
-    completions: Sequence[Any], prompts: Sequence[Any] | None, **columns: Sequence[Any] | None
-) -> list[Row]:
-    """The rows of a batch.
-
-    Raises:
-        ValueError: a column is not as long as there are completions.
-    """
-    given = {"prompt": prompts, **columns}
-    present = {name: values for name, values in given.items() if values is not None}
-    for name, values in present.items():
-        if len(values) != len(completions):
-            raise ValueError(
-                f"column {name!r} has {len(values)} values for {len(completions)} completions; "
-                "expected one for each"
-            )
-    return rows_of(present)
-
-
 def scores(
     name: str,
     read: Callable[[Row], RowTask],
-    rows: Sequence[Row],
     completions: Sequence[Any],
     log_extra: LogExtra | None,
+    columns: Mapping[str, Sequence[Any] | None],
     share: bool = False,
 ) -> list[float]:
     """The reward of each completion; the reasons go through `log_extra("detail", ...)`.
@@ -47,18 +29,20 @@ def scores(
     Args:
         name: of the reward, for messages.
         read: how a row is read as a task.
-        rows: one for each completion.
         completions: texts, or lists of messages.
         log_extra: where the reasons go.
+        columns: what tasks are read from; None for one that was not given.
         share: whether the reward is the share of the tests that pass.
 
     Raises:
-        TypeError: a completion is no text and no messages.
-        ValueError: the tests of a row cannot be judged.
+        TypeError: a completion is no text and no messages, or a column is no list.
+        ValueError: the tests of a row cannot be judged, or a column has another length.
     """
+    given = {column: values for column, values in columns.items() if values is not None}
+    check_lengths(name, given, len(completions))
     submissions = [
         _submission(name, read, number, row, completion, share)
-        for number, (row, completion) in enumerate(zip(rows, completions, strict=True))
+        for number, (row, completion) in enumerate(zip(rows_of(given), completions, strict=True))
     ]
     verdicts = _verdicts(name, submissions)
     if log_extra is not None:
@@ -96,12 +80,7 @@ def _submission(
     completion: Any,
     share: bool,
 ) -> Submission:
-    text = text_of(completion)
-    if text is None:
-        raise TypeError(
-            f"reward {name}: completion {number} is {completion!r:.80}; expected a text, or "
-            "messages such as [{'role': 'assistant', 'content': 'text'}]"
-        )
+    text = completion_text(name, number, completion)
     try:
         found = read(row)
     except UnfitTask as reason:

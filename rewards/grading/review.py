@@ -88,7 +88,7 @@ class Reviewer(ast.NodeVisitor):
         """Remember variables handed to a call whose result is not looked at."""
         self.generic_visit(node)
         if self._is_call(node.value):
-            arguments = node.value.args  # type: ignore[attr-defined]
+            arguments = node.value.args  # type: ignore[attr-defined]  # of a call
             self._discarded |= {item.id for item in arguments if isinstance(item, ast.Name)}
 
     def visit_Assert(self, node: ast.Assert) -> None:
@@ -134,6 +134,7 @@ class Reviewer(ast.NodeVisitor):
 
     def _check_argument(self, node: ast.AST) -> None:
         for item in _items(node):
+            # `_calls_name` has looked at the types.
             called = item.func.id if _calls_name(item) else ""  # type: ignore[attr-defined]
             is_function = isinstance(item, ast.Name) and self._names.is_callable(item.id)
             if isinstance(item, ast.Lambda) or is_function:

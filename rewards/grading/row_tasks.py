@@ -8,8 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rewards.batches import missing_column, text_of
 from rewards.grading.assertions import checked_tests, function_under_test
-from rewards.grading.extraction import Opening, opening_of, text_of
+from rewards.grading.extraction import Opening, opening_of
 from rewards.grading.task_forms import AssertTask, CallTask, Task, UnfitTask, read_task
 
 Row = Mapping[str, Any]  # column name -> value
@@ -82,10 +83,7 @@ def unfit_reasons(
     """
     missing = [column for column in needed if column not in columns]
     if missing:
-        raise TypeError(
-            f"reward {name} needs the column {missing[0]!r}, which was not given; columns given: "
-            f"{', '.join(map(repr, columns)) or 'none'}"
-        )
+        raise missing_column(name, missing[0], columns)
     return [_unfit_reason(read, row) for row in rows_of(columns)]
 
 

@@ -15,7 +15,7 @@ import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from types import MappingProxyType, TracebackType
+from types import MappingProxyType
 from typing import Literal, TypeVar
 
 from rewards.sandbox import selftest
@@ -207,11 +207,6 @@ class Sandbox:
         """Return the sandbox itself."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         """End all workers."""
         self.close()

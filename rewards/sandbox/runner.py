@@ -124,11 +124,12 @@ def _open_standard_streams() -> None:
     Under their second names too: a program that wraps `sys.stdout.buffer` anew drops the first
     stream, which would close the buffer if nothing else held it.
     """
+    # They stay open until the end; typeshed takes the second names for constants.
     sys.stdin = sys.__stdin__ = open(0, encoding="utf-8", closefd=False)  # type: ignore[misc]  # noqa: SIM115
-    sys.stdout = sys.__stdout__ = open(  # type: ignore[misc]  # noqa: SIM115
+    sys.stdout = sys.__stdout__ = open(  # type: ignore[misc]  # noqa: SIM115, as above
         1, "w", encoding="utf-8", closefd=False
     )
-    sys.stderr = sys.__stderr__ = open(  # type: ignore[misc]  # noqa: SIM115
+    sys.stderr = sys.__stderr__ = open(  # type: ignore[misc]  # noqa: SIM115, as above
         2, "w", encoding="utf-8", errors="backslashreplace", closefd=False
     )
 

@@ -8,7 +8,6 @@ import signal
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any, NoReturn
 
 from rewards.sandbox.errors import NOT_CONFINED, Ended, RunLost, SandboxFailed, printable
@@ -138,12 +137,7 @@ class Session:
         """Return the session itself."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         """End the child."""
         self.close()
 

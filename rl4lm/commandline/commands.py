@@ -5,6 +5,7 @@ Modules that need torch are imported inside the functions.
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -23,8 +24,8 @@ from rl4lm.options import (
     config_from,
 )
 from rl4lm.rewarding.lookup import resolve_rewards
+from rl4lm.rundir.lines import plain
 from rl4lm.rundir.resume import find_start
-from rl4lm.rundir.tracking import plain
 from rl4lm.sampling.offpolicy import check_off_policy
 from rl4lm.trackers import check_trackers
 
@@ -81,6 +82,7 @@ def run_training(
     Args:
         config: what to train, on what, how long.
         as_json: print the summary to the standard output, and all else to the error output.
+        dry_run: make one step and keep nothing, so that no output directory is asked for.
         terse: show only warnings and the result.
 
     Returns:
@@ -89,7 +91,7 @@ def run_training(
     Raises:
         ConfigError: no output directory.
     """
-    if config.output_dir is None:
+    if config.output_dir is None and not dry_run:
         raise ConfigError("where should the run go? name a folder with --output_dir")
     # Again in the trainer; here they answer before torch is even imported.
     check_off_policy(config)
@@ -138,11 +140,7 @@ def sample(argv: Sequence[str]) -> None:
     namespace = sample_parser().parse_args(argv)
     if not namespace.prompt:
         raise ConfigError("give at least one prompt with --prompt TEXT")
-    if namespace.top_k < 0 or not 0 < namespace.top_p <= 1:
-        raise ConfigError(
-            f"top_k={namespace.top_k} must be 0 or more, and top_p={namespace.top_p} above 0 and "
-            "at most 1"
-        )
+    check_restriction(namespace)
     config = config_from(namespace, base_for=only(_SAMPLE))
     quiet_libraries()
     rows = list(_samples(config, namespace))
@@ -153,6 +151,15 @@ def sample(argv: Sequence[str]) -> None:
         from rl4lm.screen.console import Screen
 
         Screen().samples(rows)
+
+
+def check_restriction(namespace: argparse.Namespace) -> None:
+    """Refuse a ``--top_k`` or ``--top_p`` that keeps nothing."""
+    if namespace.top_k < 0 or not 0 < namespace.top_p <= 1:
+        raise ConfigError(
+            f"top_k={namespace.top_k} must be 0 or more, and top_p={namespace.top_p} above 0 and "
+            "at most 1"
+        )
 
 
 def _samples(config: ReinforceConfig, namespace: Any) -> Iterator[dict[str, Any]]:

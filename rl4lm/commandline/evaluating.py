@@ -16,6 +16,7 @@ from rl4lm.commandline.commands import (
     ENDS,
     MODEL,
     check_data,
+    check_restriction,
     default_values,
     only,
     print_json,
@@ -32,7 +33,7 @@ from rl4lm.options import (
     config_from,
 )
 from rl4lm.rewarding.lookup import resolve_rewards
-from rl4lm.rundir.tracking import plain
+from rl4lm.rundir.lines import plain
 from rl4lm.settings.address import without_password
 
 if TYPE_CHECKING:
@@ -173,11 +174,7 @@ def _check(config: ReinforceConfig, namespace: argparse.Namespace) -> None:
     """
     if not config.eval_samples:
         raise ConfigError("eval_samples=0 leaves nothing to evaluate; give 1 or more")
-    if namespace.top_k < 0 or not 0 < namespace.top_p <= 1:
-        raise ConfigError(
-            f"top_k={namespace.top_k} must be 0 or more, and top_p={namespace.top_p} above 0 and "
-            "at most 1"
-        )
+    check_restriction(namespace)
     drawn = config.eval_pass_at_k or config.eval_num_generations
     if (namespace.top_k or namespace.top_p < 1) and not drawn:
         raise ConfigError(

@@ -25,10 +25,7 @@ def export(argv: Sequence[str]) -> None:
     parser = export_parser()
     given = parser.parse_args(argv)
     if given.source is None or given.out is None:
-        raise ConfigError(
-            "name a run (or a checkpoint, or a model) and the folder to write; usage: "
-            f"{parser.format_usage()[7:].strip()}"
-        )
+        raise parser.lacks("name a run (or a checkpoint, or a model) and the folder to write")
     if given.private and given.push_to_hub is None:
         raise ConfigError("--private is said of an upload; name the repository with --push_to_hub")
     source = find_source(given.source, _step(given.checkpoint))

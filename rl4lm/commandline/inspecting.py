@@ -109,7 +109,7 @@ def replay(argv: Sequence[str]) -> None:
     parser = replay_parser()
     namespace = parser.parse_args(argv)
     if namespace.run is None or namespace.step is None:
-        raise ConfigError(f"name a run and a step; usage: {parser.format_usage()[7:].strip()}")
+        raise parser.lacks("name a run and a step")
     check_run(Path(namespace.run))  # again in the replay; here it answers before torch is imported
     from rl4lm.errors import VerificationError
     from rl4lm.replay import replay as do_again
@@ -134,8 +134,7 @@ def doctor_parser() -> OptionParser:
         usage="%(prog)s RUN_DIR [--json] [--quiet]",
     )
     parser.add_argument("run", metavar="RUN_DIR", nargs="?", help="folder of the run")
-    parser.add_argument("--json", action="store_true", help="print the findings as a JSON list")
-    parser.add_argument("--quiet", action="store_true", help="show only the findings")
+    add_output_arguments(parser, "the findings", quiet="the findings")
     return parser
 
 
@@ -144,7 +143,7 @@ def doctor(argv: Sequence[str]) -> None:
     parser = doctor_parser()
     namespace = parser.parse_args(argv)
     if namespace.run is None:
-        raise ConfigError(f"name a run; usage: {parser.format_usage()[7:].strip()}")
+        raise parser.lacks("name a run")
     from rl4lm.doctor import diagnose, show
 
     log, diagnosis = diagnose(Path(namespace.run))
@@ -183,7 +182,7 @@ def report(argv: Sequence[str]) -> None:
     parser = report_parser()
     namespace = parser.parse_args(argv)
     if not namespace.runs:
-        raise ConfigError(f"name a run; usage: {parser.format_usage()[7:].strip()}")
+        raise parser.lacks("name a run")
     if not str(namespace.completions).isdecimal():
         raise ConfigError(f"--completions {namespace.completions}: expected a whole number >= 0")
     runs, most = [Path(run) for run in namespace.runs], int(namespace.completions)

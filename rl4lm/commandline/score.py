@@ -6,12 +6,18 @@ Modules that need torch are imported inside the functions.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rl4lm.commandline.commands import default_values, print_json, quiet_libraries, settings_for
+from rl4lm.commandline.commands import (
+    default_values,
+    only,
+    print_json,
+    quiet_libraries,
+    settings_for,
+)
 from rl4lm.config import ReinforceConfig
 from rl4lm.data.rowfile import REQUIRED, Row, read_rows, write_rows
 from rl4lm.errors import ConfigError
@@ -77,17 +83,14 @@ def _parsed(argv: Sequence[str]) -> tuple[argparse.Namespace, ReinforceConfig]:
     namespace = parser.parse_args(argv)
     for name in ("reward", "data"):
         if getattr(namespace, name) is None:
-            raise ConfigError(f"--{name} is missing; usage: {parser.format_usage()[7:].strip()}")
+            raise parser.lacks(f"--{name} is missing")
     if namespace.weights is not None and len(namespace.weights) != len(namespace.reward):
         raise ConfigError(
             f"--weights has {len(namespace.weights)} values for {len(namespace.reward)} rewards; "
             "give one weight for each, in the order of --reward"
         )
 
-    def base_for(given: Mapping[str, Any]) -> Mapping[str, Any]:
-        return {k: v for k, v in settings_for(given).items() if k in _OPTIONS}
-
-    config = config_from(namespace, base_for=base_for)
+    config = config_from(namespace, base_for=only(_OPTIONS))
     # Not those of a run's own configuration, which --config may name.
     return namespace, replace(
         config, reward_funcs=namespace.reward, reward_weights=namespace.weights

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from rl4lm.builtin import is_builtin
 from rl4lm.data.columns import Shape
+from rl4lm.data.procedural import is_procedural
 from rl4lm.errors import DataError
 
 FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
@@ -51,7 +52,7 @@ def find_files(name: str, configuration: str | None = None) -> DataFiles | None:
 
     Returns:
         The files; a single one is the split ``train``, several are told apart by their names. None
-        where the name is that of a folder, a hub id, or built in.
+        where the name is that of a folder, a hub id, built in, or of a procedural task.
 
     Raises:
         DataError: a file that is not there, is empty, has an unknown ending, or two columns of
@@ -62,7 +63,7 @@ def find_files(name: str, configuration: str | None = None) -> DataFiles | None:
         is_file, is_folder = path.is_file(), path.is_dir()
     except OSError as error:  # a name that is too long
         raise DataError(f"{name!r:.100} is no data set: {error.strerror}") from error
-    if is_folder:
+    if is_folder or is_procedural(name):  # the ? of a task's settings is no pattern
         return None
     if not is_file and glob.has_magic(name):
         found = _matching(name)

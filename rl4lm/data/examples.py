@@ -127,6 +127,7 @@ def _rows_at(rows: Sequence[Row], places: list[int]) -> Sequence[Row]:
         return _rows_at(rows.rows, [rows.places[place] for place in places])
     if getattr(rows, "format", {"type": "a list"})["type"] is not None:
         return [rows[place] for place in places]
+    # Of `datasets`, which takes a list of places.
     columns: Any = rows[places]  # type: ignore[call-overload]
     return [
         dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from rl4lm.config import OPTIONS, ReinforceConfig
-from rl4lm.data.columns import Shape, shape_of
+from rl4lm.data.columns import Row, Shape, shape_of
 from rl4lm.data.examples import PromptData, from_dataset, load_split
-from rl4lm.data.sources import Access
+from rl4lm.data.sources import Access, load_rows
 from rl4lm.errors import DataError, MissingSplitError
 from rl4lm.types import Message
+
+T = TypeVar("T")
 
 HELD_OUT = "held_out"  # the name of the split that `held_out_share` makes
 
@@ -84,6 +86,31 @@ def training_splits(
     return Splits(rest, held_out, [*notes, line], [])
 
 
+def split_rows(
+    config: ReinforceConfig, made: Callable[[Row], Row]
+) -> tuple[list[Row], list[Row] | None]:
+    """The rows that the options name, each made into another one by a function of yours.
+
+    For columns that no option makes: `train_dataset` and `eval_dataset` of `ReinforceTrainer`.
+
+    Args:
+        config: the options; those about columns are for the trainer.
+        made: gives the row to train on for a row of the data.
+
+    Returns:
+        What is trained on, and what is evaluated on; None where the data have no split for that.
+
+    Raises:
+        DataError: what cannot be read, or a split to evaluate on that was named and is not there.
+    """
+
+    def read(split: str) -> list[Row]:
+        return [made(row) for row in load_rows(config.dataset_name, split, access)]
+
+    access = Access(config.dataset_config)
+    return read(config.dataset_train_split), _held_out(config, read)
+
+
 def evaluated_split(config: ReinforceConfig) -> PromptData:
     """The prompts that ``rl4lm eval`` takes: those that training with the same options would.
 
@@ -137,10 +164,17 @@ def _handed_over(config: ReinforceConfig, rows: Any, split: str) -> PromptData:
 def _evaluation(config: ReinforceConfig, train_given: Any, given: Any) -> PromptData | None:
     if given is not None:
         return _handed_over(config, given, "test")
-    if train_given is not None or config.dataset_test_split is None:
+    if train_given is not None:
+        return None
+    return _held_out(config, lambda split: _named(config, split))
+
+
+def _held_out(config: ReinforceConfig, read: Callable[[str], T]) -> T | None:
+    """What is read of the split to evaluate on; None where none is there or wanted."""
+    if config.dataset_test_split is None:
         return None
     try:
-        return _named(config, config.dataset_test_split)
+        return read(config.dataset_test_split)
     except MissingSplitError:
         if config.dataset_test_split != OPTIONS["dataset_test_split"].default:
             raise  # it was asked for by name

@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rl4lm.estimator.names import COMPARES_WITHIN_PROMPT
 from rl4lm.estimator.value_baselines import running_mean, value_of_features, value_of_key
 
 State = Mapping[str, Any]
@@ -165,7 +166,7 @@ BASELINES: Mapping[str, Baseline] = {
     "prompt_value": prompt_value,
     "linear_value": linear_value,
 }
-NEEDS_TWO_GENERATIONS = frozenset({"prompt_mean", "prompt_leave_one_out", "length_weighted"})
+NEEDS_TWO_GENERATIONS = COMPARES_WITHIN_PROMPT
 KEEPS_HISTORY = frozenset({"moving_average", "prompt_value", "linear_value"})
 NEEDS_FEATURES = frozenset({"linear_value"})
 

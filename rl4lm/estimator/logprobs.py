@@ -111,18 +111,33 @@ def tiled_gradient(
     logprobs = []
     hidden_gradient = torch.zeros_like(hidden)
     for tile in tiles:
-        leaf = hidden[tile].detach().requires_grad_()
-        with torch.enable_grad():
-            log_pi = log_softmax(head(leaf), temperature)  # [rows of the tile, V]
-            tile_logprobs = _of_targets(log_pi, targets[tile])
-            total = _weighted_sum(tile_logprobs, weights[tile])
-            if entropy_weights is not None:
-                total = total + _weighted_sum(_entropies(log_pi), entropy_weights[tile])
-            total.backward()
-        assert leaf.grad is not None
-        hidden_gradient[tile] = leaf.grad
-        logprobs.append(tile_logprobs.detach())
+        of_entropies = None if entropy_weights is None else entropy_weights[tile]
+        found, hidden_gradient[tile] = _tile_gradient(
+            hidden[tile], head, targets[tile], weights[tile], of_entropies, temperature
+        )
+        logprobs.append(found)
     return torch.cat(logprobs) if logprobs else weights.new_zeros(0), hidden_gradient
+
+
+@torch.enable_grad()
+def _tile_gradient(
+    hidden: Tensor,
+    head: Head,
+    targets: Tensor,
+    weights: Tensor,
+    entropy_weights: Tensor | None,
+    temperature: float,
+) -> tuple[Tensor, Tensor]:
+    """`tiled_gradient` of one tile by autograd, for any head and for entropies."""
+    leaf = hidden.detach().requires_grad_()
+    log_pi = log_softmax(head(leaf), temperature)  # [rows of the tile, V]
+    logprobs = _of_targets(log_pi, targets)
+    total = _weighted_sum(logprobs, weights)
+    if entropy_weights is not None:
+        total = total + _weighted_sum(_entropies(log_pi), entropy_weights)
+    total.backward()
+    assert leaf.grad is not None
+    return logprobs.detach(), leaf.grad
 
 
 @torch.no_grad()

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rl4lm.estimator.importance import clipped_tokens, importance_ratio, per_token
 from rl4lm.estimator.kl import k1, k3
 
 
@@ -45,31 +46,9 @@ def reinforce_loss(
         ValueError: shapes that do not fit, or N < 1.
     """
     _check(mask, num_completions, logprobs=logprobs)
-    per_token = _per_token(advantages, mask)
     # where, not a product: a masked log-prob may be nan and 0 · nan is nan.
-    return -torch.where(mask, per_token * logprobs, 0.0).sum() / num_completions
-
-
-def importance_ratio(logprobs: Tensor, old_logprobs: Tensor, mask: Tensor) -> Tensor:
-    """How much likelier a completion is now than when it was sampled.
-
-        ρ_i = π(o_i|q_i) / π_old(o_i|q_i) = exp Σ_t (log π_{i,t} - log π_old,{i,t})
-
-    Of the whole sequence, because the sample is the sequence: ``E_old[ρ f(o)] = E_π[f(o)]`` is
-    exact, which it is not with the ratios of single tokens.
-
-    Args:
-        logprobs: [B, T], log π of the sampled tokens now.
-        old_logprobs: [B, T], log π of the same tokens when they were sampled.
-        mask: bool [B, T], True on every sampled token.
-
-    Returns:
-        ρ [B]. It overflows to inf where the log-ratio passes 88 in float32, 709 in float64.
-
-    Raises:
-        ValueError: shapes that do not fit.
-    """
-    return k1(logprobs, old_logprobs, mask).sum(dim=1).exp()
+    weighted = torch.where(mask, per_token(advantages, mask) * logprobs, 0.0)
+    return -weighted.sum() / num_completions
 
 
 def clipped_loss(
@@ -111,35 +90,12 @@ def clipped_loss(
     """
     _check(mask, num_completions, logprobs=logprobs, old_logprobs=old_logprobs)
     ratio = importance_ratio(logprobs.detach(), old_logprobs, mask)
-    low, high = _clipped(ratio, advantages, mask, epsilon)
-    per_token = _per_token(advantages, mask)
-    live = mask & ~low & ~high & per_token.ne(0.0)
-    # Chosen before it is multiplied: what is dropped may be inf or nan.
-    weights = torch.where(live, ratio[:, None] * per_token, 0.0)
+    low, high = clipped_tokens(ratio, advantages, mask, epsilon)
+    pulls = per_token(advantages, mask)
+    live = mask & ~low & ~high & pulls.ne(0.0)
+    # Chosen, not multiplied by 0: what is dropped may be inf or nan.
+    weights = torch.where(live, ratio[:, None] * pulls, 0.0)
     return reinforce_loss(logprobs, mask, weights, num_completions)
-
-
-def clipped_shares(
-    ratio: Tensor, advantages: Tensor, mask: Tensor, epsilon: float
-) -> tuple[Tensor, Tensor]:
-    """Which completions `clipped_loss` clips, and on which side.
-
-    Args:
-        ratio: ρ [B], of `importance_ratio`.
-        advantages: [B] or [B, T], as in `clipped_loss`.
-        mask: bool [B, T], True on every sampled token.
-        epsilon: ε >= 0.
-
-    Returns:
-        (low, high), bool [B] each: low where any sampled token has A < 0 and ρ < 1 - ε, high where
-        any has A > 0 and ρ > 1 + ε. Sum them over processes and divide by N for the shares; with
-        advantages of both signs in one completion only one side can be clipped, ρ being one.
-
-    Raises:
-        ValueError: shapes that do not fit, or ε < 0.
-    """
-    low, high = _clipped(ratio, advantages, mask, epsilon)
-    return low.any(dim=1), high.any(dim=1)
 
 
 def kl_squared_loss(
@@ -266,32 +222,6 @@ def token_weights(
     return TokenWeights(
         *torch.autograd.grad(value, leaves, allow_unused=True, materialize_grads=True)
     )
-
-
-def _clipped(
-    ratio: Tensor, advantages: Tensor, mask: Tensor, epsilon: float
-) -> tuple[Tensor, Tensor]:
-    """(low, high), bool [B, T]: the sampled tokens whose pull away from ratio 1 has ended."""
-    if not epsilon >= 0.0:
-        raise ValueError(f"epsilon must be at least 0, got {epsilon}")
-    if mask.dim() != 2 or ratio.shape != mask.shape[:1]:
-        raise ValueError(
-            f"ratio {tuple(ratio.shape)} must be [B] with mask [B, T] = {tuple(mask.shape)}"
-        )
-    per_token = _per_token(advantages, mask)
-    low = mask & (per_token < 0.0) & (ratio < 1.0 - epsilon)[:, None]
-    high = mask & (per_token > 0.0) & (ratio > 1.0 + epsilon)[:, None]
-    return low, high
-
-
-def _per_token(advantages: Tensor, mask: Tensor) -> Tensor:
-    """Advantages [B] or [B, T] as [B, 1] or [B, T]."""
-    if advantages.shape not in (mask.shape, mask.shape[:1]):
-        raise ValueError(
-            f"advantages {tuple(advantages.shape)} must be [B] or [B, T] with "
-            f"[B, T] = {tuple(mask.shape)}"
-        )
-    return advantages if advantages.dim() == 2 else advantages[:, None]
 
 
 def _check(mask: Tensor, num_completions: int, **tables: Tensor) -> None:

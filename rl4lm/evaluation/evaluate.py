@@ -137,7 +137,7 @@ def _examined(
     world: World,
 ) -> Evaluated:
     """The evaluation on one data set."""
-    examples = exam.data.examples(range(min(what.samples, len(exam.data))))
+    examples = _prompts(exam, what)
     mine: list[Record] = []
     for batch in _batches(range(len(examples))[world.rank :: world.size], what.chances):
         asked = [examples[place] for place in batch.places]
@@ -156,6 +156,15 @@ def _examined(
         prompts=_hash(examples),
         rows=[_row(exam.label, examples[record["place"]], record) for record in records],
     )
+
+
+def _prompts(exam: Exam, what: Evaluation) -> list[Example]:
+    return exam.data.examples(range(min(what.samples, len(exam.data))))
+
+
+def prompts_of(exams: Sequence[Exam], what: Evaluation) -> str:
+    """`Evaluated.prompts` of an evaluation that is yet to be made."""
+    return "-".join(_hash(_prompts(exam, what)) for exam in exams)
 
 
 @dataclass(frozen=True)

@@ -104,28 +104,46 @@ def summarize(
     """
     greedy = [record for record in records if record["greedy"]]
     drawn = [record for record in records if not record["greedy"]]
-    result = {"samples": float(len(greedy))}
-    for name in greedy[0]["rewards"]:
-        result[f"rewards/{name}/mean"] = _mean(
-            [r["rewards"][name] for r in greedy if not math.isnan(r["rewards"][name])]
-        )
+    result = {"samples": float(len(greedy)), **_rewards(greedy)}
     for name, outcome in values.items():
         result |= _told(name, outcome, confidence, seed)
         result[f"{name}_stderr"] = _standard_error(outcome)
-    for label, places in _grouped(columns).items():
-        result[f"samples/{label}"] = float(len(places))
-        for name, outcome in values.items():
-            if name.startswith(SAMPLED):
-                continue  # what they came to by group is told as pass@k
-            inside = [outcome[place] for place in places]
-            result |= _told(f"{name}/{label}", inside, confidence, seed)
-    for prefix, told in (("", greedy), (SAMPLED, drawn)):
-        if told:
-            result[f"{prefix}ended"] = _mean([float(r["ended"]) for r in told])
-            result[f"{prefix}mean_length"] = _mean([float(len(r["completion_ids"])) for r in told])
+    result |= _by_group(values, columns, confidence, seed) | _shapes("", greedy)
     if drawn:
+        result |= _shapes(SAMPLED, drawn)
         result[f"{SAMPLED}completions"] = len(drawn) / len(greedy)
     return {**result, "confidence": confidence}
+
+
+def _rewards(records: Sequence[Record]) -> dict[str, float]:
+    """The mean of each reward over the completions that it applies to."""
+    earned = {name: [r["rewards"][name] for r in records] for name in records[0]["rewards"]}
+    return {
+        f"rewards/{name}/mean": _mean([v for v in values if not math.isnan(v)])
+        for name, values in earned.items()
+    }
+
+
+def _shapes(prefix: str, records: Sequence[Record]) -> dict[str, float]:
+    """How many completions ended, and their length."""
+    return {
+        f"{prefix}ended": _mean([float(r["ended"]) for r in records]),
+        f"{prefix}mean_length": _mean([float(len(r["completion_ids"])) for r in records]),
+    }
+
+
+def _by_group(
+    values: Outcomes, columns: Mapping[str, Sequence[Any]], confidence: float, seed: int
+) -> dict[str, float]:
+    """The outcomes of the prompts of each group of a column; sampled ones are told as pass@k."""
+    result: dict[str, float] = {}
+    told = {name: each for name, each in values.items() if not name.startswith(SAMPLED)}
+    for label, places in _grouped(columns).items():
+        result[f"samples/{label}"] = float(len(places))
+        for name, outcome in told.items():
+            inside = [outcome[place] for place in places]
+            result |= _told(f"{name}/{label}", inside, confidence, seed)
+    return result
 
 
 def _grouped(columns: Mapping[str, Sequence[Any]]) -> dict[str, list[int]]:

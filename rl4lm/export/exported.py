@@ -70,10 +70,8 @@ def export(source: ExportSource, out: Path, choices: ExportChoices) -> dict[str,
         )
     merged = adapter is not None and not choices.adapter_only
     with _whole_or_not_there(out) as partial:
-        if choices.adapter_only:
-            found = _write_adapter(source, partial, choices)
-        else:
-            found = _write_model(source, partial, choices)
+        write = _write_adapter if choices.adapter_only else _write_model
+        found = write(source, partial, choices)
         root = origin(source)
         card = CardFacts(
             title=choices.title or out.name,
@@ -86,10 +84,13 @@ def export(source: ExportSource, out: Path, choices: ExportChoices) -> dict[str,
             stop_strings=tuple(_option(source, "stop_strings")),
         )
         (partial / "README.md").write_text(model_card(card), encoding="utf-8")
-    kind = "adapter" if choices.adapter_only else "merged" if merged else "model"
-    size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
-    step = None if source.run is None else source.run.step
-    return {"out": str(out), "kind": kind, "step": step, **found, "bytes": size}
+    return {
+        "out": str(out),
+        "kind": "adapter" if choices.adapter_only else "merged" if merged else "model",
+        "step": None if source.run is None else source.run.step,
+        **found,
+        "bytes": sum(path.stat().st_size for path in out.rglob("*") if path.is_file()),
+    }
 
 
 def _option(source: ExportSource, name: str) -> list[Any]:
@@ -206,7 +207,7 @@ def _saved_dtypes(folder: Path) -> set[torch.dtype]:
     found = set()
     for path in folder.glob("*.safetensors"):
         with safe_open(path, framework="pt") as file:
-            found |= {words.get(file.get_slice(n).get_dtype()) for n in file.keys()}  # noqa: SIM118
+            found |= {words.get(file.get_slice(n).get_dtype()) for n in file.keys()}  # noqa: SIM118, no dict
     return {dtype for dtype in found if dtype is not None} or {torch.float32}
 
 

@@ -6,6 +6,7 @@ Everything that can be refused without the weights is refused before they are re
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from rl4lm.builtin import model_path
+from rl4lm.builtin import is_builtin, model_path
 from rl4lm.errors import ModelError, first_line
 from rl4lm.model.adapters import load_adapter, split_adapter
 from rl4lm.model.quantized import is_quantised, loading_options
@@ -62,7 +63,7 @@ def open_model(
     from transformers import AutoConfig
 
     name = str(name)
-    path = str(model_path(name)) if name.startswith("builtin:") else name
+    path = str(model_path(name)) if is_builtin(name) else name
     base, adapter = split_adapter(path)
     _check_place(name, base, adapter)
     here = "" if Path(base).exists() else f" (and there is no directory {base!r} here)"
@@ -148,7 +149,7 @@ def open_tokenizer(name: str, *, trust_remote_code: bool = False) -> Any:
     Raises:
         ModelError: there is none.
     """
-    path = str(model_path(name)) if name.startswith("builtin:") else name
+    path = str(model_path(name)) if is_builtin(name) else name
     base, _ = split_adapter(path)
     if of_run := _of_run(Path(base)):
         raise ModelError(f"no tokenizer could be read from {name!r}: {of_run}")
@@ -196,29 +197,41 @@ def load_model(
     Returns:
         A causal language model, or a peft model with its adapter trainable.
     """
+    # A bf16 checkpoint loads as bf16 by default, and AdamW at small rates then changes nothing.
+    options: dict[str, Any] = {"dtype": _PURE.get(dtype, torch.float32)}
+    compute = torch.float32 if dtype == "float32" else torch.bfloat16
+    options |= loading_options(bits, compute, device)
+    model, report = _read_weights(source, attn_implementation=attn_implementation, **options)
+    _check_weights(source, model, report)
+    if source.adapter is not None:
+        model = load_adapter(model, source.adapter)
+    return model if is_quantised(model) else model.to(device)
+
+
+def _read_weights(source: ModelSource, **options: Any) -> tuple[Any, Mapping[str, Any]]:
+    """The base model, and what `from_pretrained` reports of the keys that it met."""
     from pickle import UnpicklingError
 
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
-    # A bf16 checkpoint loads as bf16 by default, and AdamW at small rates then changes nothing.
-    options: dict[str, Any] = {"dtype": _PURE.get(dtype, torch.float32)}
-    compute = torch.float32 if dtype == "float32" else torch.bfloat16
-    options |= loading_options(bits, compute, device)
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(
+        return AutoModelForCausalLM.from_pretrained(
             source.path,
             config=source.config,
             trust_remote_code=source.trust_remote_code,
-            attn_implementation=attn_implementation,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are refused below, by name
+            ignore_mismatched_sizes=True,  # `_check_weights` refuses them, by name
             **options,
         )
     except (OSError, ValueError, ImportError, RuntimeError, EOFError) as error:
         raise _bad_weights(source, first_line(error)) from error
     except (SafetensorError, UnpicklingError) as error:
         raise _bad_weights(source, f"a file is broken or cut short: {first_line(error)}") from error
+
+
+def _check_weights(source: ModelSource, model: nn.Module, report: Mapping[str, Any]) -> None:
+    """Refuse weights of other shapes, and weights that are not there."""
     if report["mismatched_keys"]:
         key, saved, expected = sorted(report["mismatched_keys"])[0]
         raise _bad_weights(
@@ -233,9 +246,13 @@ def load_model(
             f"such as {missing[0]}, which would be made up at random; give a checkpoint of the "
             "whole causal language model"
         )
-    if source.adapter is not None:
-        model = load_adapter(model, source.adapter)
-    return model if is_quantised(model) else model.to(device)
+
+
+def _bad_weights(source: ModelSource, reason: str) -> ModelError:
+    return ModelError(
+        f"the weights of {source.name!r} cannot be loaded: {reason}; give a directory as "
+        "save_pretrained wrote it (or fetch it again), and options that suit this machine"
+    )
 
 
 def without_weights(source: ModelSource) -> Any:
@@ -249,13 +266,6 @@ def without_weights(source: ModelSource) -> Any:
     with suppress(OSError):  # a checkpoint without one keeps what its configuration gives
         model.generation_config = GenerationConfig.from_pretrained(source.path)
     return model
-
-
-def _bad_weights(source: ModelSource, reason: str) -> ModelError:
-    return ModelError(
-        f"the weights of {source.name!r} cannot be loaded: {reason}; give a directory as "
-        "save_pretrained wrote it (or fetch it again), and options that suit this machine"
-    )
 
 
 def placed(model: nn.Module, dtype: str, device: torch.device) -> nn.Module:

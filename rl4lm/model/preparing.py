@@ -11,7 +11,8 @@ from torch import nn
 
 from rl4lm.errors import ModelError
 from rl4lm.model.merging import merged_adapters
-from rl4lm.model.policy import Policy, PolicyModule
+from rl4lm.model.module import PolicyModule
+from rl4lm.model.policy import Policy
 from rl4lm.model.quantized import values_in
 from rl4lm.text import TextCodec
 
@@ -25,7 +26,10 @@ def make_policy(
     activation_checkpointing: bool = False,
 ) -> Policy:
     """Wrap a model for sampling and training: dropout off, train mode, ends and precision set."""
-    module = PolicyModule(model)
+    mixed = dtype == "bfloat16" or (
+        dtype == "auto" and next(model.parameters()).device.type == "cuda"
+    )
+    module = PolicyModule(model, autocast_dtype=torch.bfloat16 if mixed else None)
     causal_lm = module.causal_lm
     switch_dropout_off(model)
     give_padding_its_gradient(model)
@@ -34,14 +38,8 @@ def make_policy(
     model.train()
     if activation_checkpointing:
         _enable_checkpointing(causal_lm)
-    device = next(model.parameters()).device
-    mixed = dtype == "bfloat16" or (dtype == "auto" and device.type == "cuda")
-    return Policy(
-        module,
-        codec,
-        end_token_ids=end_token_ids(causal_lm, codec.tokenizer, stop_token_ids, module.vocabulary),
-        autocast_dtype=torch.bfloat16 if mixed else None,
-    )
+    ends = end_token_ids(causal_lm, codec.tokenizer, stop_token_ids, module.vocabulary)
+    return Policy(module, codec, end_token_ids=ends)
 
 
 def _enable_checkpointing(causal_lm: Any) -> None:
@@ -123,7 +121,7 @@ def sampling_mode(policy: Policy) -> Iterator[None]:
         inference_mode_of(policy.module),
         policy.shards.gathered(),
         adapters if policy.module.packs else nullcontext(),
-        policy.precision(),
+        policy.module.precision(),
     ):
         yield
 

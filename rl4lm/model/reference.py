@@ -17,8 +17,8 @@ def make_reference(policy: Policy, temperature: float, max_tokens: int) -> Refer
 
     With an adapter the reference is the base model, the adapter being switched off: it costs no
     memory. Otherwise it is a frozen copy of all weights, each process keeping its part where they
-    are dealt. Its distribution has the temperature of
-    the policy's, since the divergence is that of the distributions that are sampled from.
+    are dealt. Its distribution has the temperature of the policy's, since the divergence is that
+    of the distributions that are sampled from.
 
     Args:
         policy: before its first step.

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from rl4lm.estimator.head import LastLogits
-from rl4lm.passes.attention import Decoding, PromptStore
+from rl4lm.passes.decoding_attention import Decoding, PromptStore
 from rl4lm.passes.replayed import Capture, Front, Replay, Step
 
 
@@ -72,9 +72,7 @@ class FixedLayer(CacheLayerMixin):
         """Tokens that fit."""
         return self._capacity
 
-    def get_max_cache_shape(self) -> int:
-        """Tokens that fit, by the name of earlier versions of transformers."""
-        return self._capacity
+    get_max_cache_shape = get_max_length  # its name in earlier versions of transformers
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep the sequences of these indices, in their order."""
@@ -139,9 +137,7 @@ class StaticLayer(CacheLayerMixin):
         """Tokens that fit."""
         return self._front.capacity
 
-    def get_max_cache_shape(self) -> int:
-        """Tokens that fit, by the name of earlier versions of transformers."""
-        return self._front.capacity
+    get_max_cache_shape = get_max_length  # its name in earlier versions of transformers
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep the sequences of these indices, in their order."""

@@ -61,21 +61,14 @@ def pack(sequences: Sequences, rows: Sequence[int]) -> PackedIds:
     by_length = sorted(range(len(prompts)), key=lambda p: (_class(len(prompts[p])), p))
     buckets = _runs(by_length, lambda p: _class(len(prompts[p])))
     at = {prompts[p]: (b, k) for b, bucket in enumerate(buckets) for k, p in enumerate(bucket)}
-    ids: list[int] = []
-    positions: list[int] = []
-    ends: dict[tuple[int, ...], int] = {}
-    for p in by_length:
-        ids += prompts[p]
-        positions += range(len(prompts[p]))
-        ends[prompts[p]] = len(ids) - 1
+    line = _Line()
+    ends = {prompts[p]: line.append(prompts[p], 0) + len(prompts[p]) - 1 for p in by_length}
     starts: dict[int, int] = {}
     continuations = []
     for bucket, places, chosen in _continuation_buckets(sequences, rows, at):
         for row in chosen:
             prompt, completion = sequences[row]
-            starts[row] = len(ids)
-            ids += completion[:-1]
-            positions += range(len(prompt), len(prompt) + len(completion) - 1)
+            starts[row] = line.append(completion[:-1], len(prompt))
         lengths = tuple(len(sequences[row][1]) - 1 for row in chosen)
         continuations.append(Continuations(bucket, places, lengths))
     return PackedIds(
@@ -83,12 +76,27 @@ def pack(sequences: Sequences, rows: Sequence[int]) -> PackedIds:
             prompts=tuple(tuple(len(prompts[p]) for p in bucket) for bucket in buckets),
             continuations=tuple(continuations),
         ),
-        ids=ids,
-        positions=positions,
+        ids=line.ids,
+        positions=line.positions,
         prompt_ends={row: ends[tuple(sequences[row][0])] for row in rows},
         starts=starts,
         prompt_order=by_length,
     )
+
+
+class _Line:
+    """Token ids and positions of a row that grows."""
+
+    def __init__(self) -> None:
+        self.ids: list[int] = []
+        self.positions: list[int] = []
+
+    def append(self, tokens: Sequence[int], position: int) -> int:
+        """Put tokens behind all others, the first one at this position; where that one stands."""
+        start = len(self.ids)
+        self.ids += tokens
+        self.positions += range(position, position + len(tokens))
+        return start
 
 
 def _continuation_buckets(

@@ -14,9 +14,11 @@ import torch
 from torch import Tensor
 
 from rl4lm.model.policy import Policy
-from rl4lm.passes.attention import NotPackableError, PackedRow, shared_prompts
+from rl4lm.passes.attention import NotPackableError, shared_prompts
 from rl4lm.passes.microbatch import MicroBatch, micro_batches
+from rl4lm.passes.packed_attention import PackedRow
 from rl4lm.passes.packing import Packing
+from rl4lm.preflight.yardstick import gap
 from rl4lm.types import Rollout
 
 
@@ -38,8 +40,8 @@ def why_not_packable(policy: Policy, rollout: Rollout, reference: Tensor) -> str
         return str(error)
     if leak is not None:
         return leak
-    gap = float((policy.completion_logprobs(rollout) - reference).abs().max())
-    return None if gap <= policy.tolerance else f"packed log-probs are off by {gap:.2g}"
+    off = gap(policy.completion_logprobs(rollout), reference)
+    return None if off <= policy.tolerance else f"packed log-probs are off by {off:.2g}"
 
 
 def _layers(policy: Policy) -> int:
@@ -51,7 +53,7 @@ def _hidden(policy: Policy, batch: MicroBatch) -> tuple[list[Tensor], int]:
     """Hidden states of a packed row, sequence by sequence; how many layers asked for attention."""
     assert batch.packing is not None
     layout = PackedRow(batch.packing, policy.device)
-    with policy.precision():
+    with policy.module.precision():
         hidden = policy.module(
             lambda states, head: states[0],
             batch.input_ids.to(policy.device),

@@ -201,12 +201,12 @@ def _layers(causal_lm: Any, asked: Sequence[str] | None) -> list[nn.Module]:
 
 def whole(tensor: Tensor) -> Tensor:
     """A dealt tensor put together again, on every process; any other as it is."""
-    return tensor.full_tensor() if is_dealt(tensor) else tensor  # type: ignore[attr-defined]
+    return tensor.full_tensor() if is_dealt(tensor) else tensor  # type: ignore[attr-defined]  # a DTensor
 
 
 def local(tensor: Tensor) -> Tensor:
     """This process's part of a dealt tensor, in its own memory; any other as it is."""
-    return tensor.to_local() if is_dealt(tensor) else tensor  # type: ignore[attr-defined]
+    return tensor.to_local() if is_dealt(tensor) else tensor  # type: ignore[attr-defined]  # a DTensor
 
 
 def dealt_like(tensor: Tensor, pattern: Tensor) -> Tensor:
@@ -215,7 +215,7 @@ def dealt_like(tensor: Tensor, pattern: Tensor) -> Tensor:
         return tensor
     from torch.distributed.tensor import distribute_tensor
 
-    mesh, placements = pattern.device_mesh, pattern.placements  # type: ignore[attr-defined]
+    mesh, placements = pattern.device_mesh, pattern.placements  # type: ignore[attr-defined]  # a DTensor
     return distribute_tensor(tensor.to(pattern.device), mesh, placements, src_data_rank=None)
 
 

@@ -115,5 +115,9 @@ def figures(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         source = "evaluations" if curve.evaluations else "steps"
         present = dict.fromkeys(name for run in runs for name in run[source])
         drawn.append(curve.to_dict(list(present)))
-    # One function alone is the reward, which has a figure already.
-    return [f for f in drawn if len(f["metrics"]) > (f["title"] == EACH_REWARD)]
+    return [f for f in drawn if f["metrics"] and (f["title"] != EACH_REWARD or _several(f, runs))]
+
+
+def _several(figure: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a run has several functions: one alone is the reward, which has a figure already."""
+    return any(sum(name in run["steps"] for name in figure["metrics"]) > 1 for run in runs)

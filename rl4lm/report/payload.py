@@ -12,11 +12,11 @@ from typing import Any
 from rl4lm.config import OPTIONS
 from rl4lm.report.completions import read_completions
 from rl4lm.report.curves import SECONDS, columns, figures
+from rl4lm.report.headline import headline, numbers
 from rl4lm.rules.diagnosis import examine
 from rl4lm.rules.findings import Row, RunLog, number
 from rl4lm.rundir.runlog import read_run
 
-_WIDE = 1.96  # standard errors on either side that hold the truth 95 times in 100
 _INVOCATION = ("output_dir", "overwrite_output_dir", "resume_from_checkpoint", "resume_anyway")
 
 
@@ -57,14 +57,15 @@ def _names(runs: Sequence[Path]) -> list[str]:
 
 def _run(run: Path, name: str, log: RunLog, most: int) -> dict[str, Any]:
     diagnosis = examine(log)
+    summary = _summary(run)
     return {
         "name": name,
         "quoted": shlex.quote(str(run)),
         "finished": log.finished,
-        "headline": _headline(run, log),
-        "facts": _facts(run, log),
+        "headline": headline(log, summary),
+        "facts": _facts(log, summary),
         "steps": columns(log.steps),
-        "evaluations": columns([_with_interval(row) for row in log.evaluations]),
+        "evaluations": columns([numbers(row) for row in log.evaluations]),
         "findings": [found.to_dict() for found in diagnosis.findings],
         "checked": list(diagnosis.checked),
         "damage": list(log.damage),
@@ -72,67 +73,8 @@ def _run(run: Path, name: str, log: RunLog, most: int) -> dict[str, Any]:
     }
 
 
-def _headline(run: Path, log: RunLog) -> dict[str, Any] | None:
-    """The first evaluation beside the last one: exact matches where there are any, else reward."""
-    if not log.evaluations:
-        return None
-    first, last = _with_interval(log.evaluations[0]), _with_interval(log.evaluations[-1])
-    one = len(log.evaluations) == 1
-    metric = "accuracy" if number(last.get("accuracy")) is not None else "reward"
-    groups = [name for name in last if name.startswith("accuracy/") and metric == "accuracy"]
-    return {
-        "form": "percent" if metric == "accuracy" else "number",
-        "before": None if one else number(first.get(metric)),
-        "after": number(last.get(metric)),
-        "said": _said(metric, first, last, one, log, _summary(run)),
-        "groups": [
-            {
-                "name": name.partition("/")[2],
-                "before": None if one else number(first.get(name)),
-                "after": number(last.get(name)),
-            }
-            for name in groups
-        ],
-    }
-
-
-def _said(
-    metric: str, first: Row, last: Row, one: bool, log: RunLog, summary: Mapping[str, Any]
-) -> str:
-    """What the two numbers are, and how sure they are."""
-    what = "greedy answers that are right" if metric == "accuracy" else "mean reward, greedy"
-    held_out = summary.get("eval_on") != "train"
-    where = "held-out prompts" if held_out else "training prompts, since there is no held-out split"
-    told = f"{what}, on {number(last.get('samples')) or 0:.0f} {where}"
-    bounds = [_interval(row, metric) for row in ([last] if one else [first, last])]
-    if all(bounds):
-        told += "; 95 % intervals " + " → ".join(str(each) for each in bounds)
-    step = number(last.get("step")) or 0
-    if not log.finished:
-        told += f"; the run has not ended, the last evaluation is of step {step:.0f}"
-    return told
-
-
-def _interval(row: Row, metric: str) -> str | None:
-    low, high = number(row.get(f"{metric}_low")), number(row.get(f"{metric}_high"))
-    if low is None or high is None:
-        return None
-    scale, unit = (100, " %") if metric == "accuracy" else (1, "")
-    return f"{scale * low:.3g} to {scale * high:.3g}{unit}"
-
-
-def _with_interval(row: Row) -> Row:
-    """An evaluation with the bounds of its accuracy: logged, or from its standard error."""
-    share, error = number(row.get("accuracy")), number(row.get("accuracy_stderr"))
-    if "accuracy_low" in row or share is None or error is None:
-        return row
-    low, high = max(0.0, share - _WIDE * error), min(1.0, share + _WIDE * error)
-    return {**row, "accuracy_low": low, "accuracy_high": high}
-
-
-def _facts(run: Path, log: RunLog) -> str:
+def _facts(log: RunLog, summary: Mapping[str, Any]) -> str:
     """What the run cost, and on what it ran."""
-    summary = _summary(run)
     told = [f"{log.last_step:,} steps"]
     samples, seconds = number(summary.get("samples")), number(summary.get("train_seconds"))
     memory = number(summary.get("peak_memory_bytes"))
@@ -146,9 +88,9 @@ def _facts(run: Path, log: RunLog) -> str:
         )
     if memory:
         told.append(f"{memory / 1e6:,.0f} MB at most")
-    told += [
-        f"{name} {value}" for name, value in log.layout.items() if name in ("processes", "device")
-    ]
+    processes, device = log.layout.get("processes"), log.layout.get("device")
+    if processes and device:
+        told.append(f"{processes} process{'es' if str(processes) != '1' else ''} on {device}")
     return ", ".join(told)
 
 

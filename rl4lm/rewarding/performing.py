@@ -58,7 +58,7 @@ def perform_together(
 
 def is_async(function: Function) -> bool:
     """Whether a reward is async, also behind a decorator or as an object that is called."""
-    forms = (function, inspect.unwrap(function), getattr(function, "__call__", None))  # noqa: B004
+    forms = (function, inspect.unwrap(function), getattr(function, "__call__", None))  # noqa: B004, its own is meant
     return any(inspect.iscoroutinefunction(form) for form in forms)
 
 

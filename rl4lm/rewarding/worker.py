@@ -82,7 +82,7 @@ def main(channel_fd: int, lifeline_fd: int, name: str) -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the trainer, which ends this
     faulthandler.enable()  # says on stderr where a reward has crashed
-    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # not replaced yet
     channel = socket.socket(fileno=channel_fd)
     for fd in (channel_fd, lifeline_fd):
         os.set_inheritable(fd, False)  # processes that the reward starts would keep them open

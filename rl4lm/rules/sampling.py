@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rl4lm.config import COMPARES_WITHIN_PROMPT
+from rl4lm.estimator.names import COMPARES_WITHIN_PROMPT
 from rl4lm.rules.findings import (
     Finding,
     Row,

@@ -20,15 +20,18 @@ _SHARED_S = 15.0  # until shared storage shows what another machine has written
 
 NEWEST = "true"  # the value of resume_from_checkpoint that asks for the newest one
 
-# Options that change neither what is drawn nor what is learned: they may differ after a resume.
-_FREE = frozenset(
+# Options that no number of a run depends on.
+_UNSEEN = frozenset(
     {"output_dir", "overwrite_output_dir", "resume_from_checkpoint", "resume_anyway"}
-    | {"save_steps", "save_total_limit", "eval_steps", "eval_samples", "max_time"}
-    | {"logging_steps", "sample_table_steps", "reward_timeout_s", "on_reward_error"}
-    | {"eval_by", "eval_pass_at_k", "eval_num_generations", "eval_pass_threshold"}
-    | {"eval_confidence", "eval_dataset_name", "eval_metrics"}
-    | {"trust_remote_code", "accuracy_func", "sampler_timeout_s", "ddp_timeout"}
+    | {"save_steps", "save_total_limit", "eval_steps", "max_time"}
+    | {"logging_steps", "sample_table_steps", "sampler_timeout_s", "ddp_timeout"}
     | {"push_to_hub", "hub_model_id", "hub_private_repo"}
+)
+# Options that change neither what is drawn nor what is learned: they may differ after a resume.
+_FREE = _UNSEEN | frozenset(
+    {"eval_samples", "eval_by", "eval_pass_at_k", "eval_num_generations", "eval_pass_threshold"}
+    | {"eval_confidence", "eval_dataset_name", "eval_metrics", "accuracy_func"}
+    | {"reward_timeout_s", "on_reward_error", "trust_remote_code"}
 )
 
 
@@ -122,6 +125,13 @@ def agree(start: Start, gather: Callable[[list[Any]], list[Any]]) -> Start:
             "storage that all of them share, or copy the folder to the same place on each"
         )
     return start
+
+
+def evaluates_alike(config: ReinforceConfig, start: Start) -> bool:
+    """Whether the checkpoint's run has logged its evaluations here, and made them as this one."""
+    facts = start.facts or {}
+    then = facts.get("config", {})
+    return start.in_place and not set(_differing(config.to_dict(), then)) - _UNSEEN
 
 
 def _sees(checkpoint: Path, facts: Mapping[str, Any] | None) -> bool:
@@ -240,7 +250,14 @@ def _check_options(config: ReinforceConfig, facts: Mapping[str, Any], checkpoint
 
 
 def _differences(now: Mapping[str, Any], then: Mapping[str, Any]) -> Iterator[str]:
+    for name in _differing(now, then):
+        if name not in _FREE:
+            yield f"{name}: {then[name]} in the checkpoint, {now[name]} now"
+
+
+def _differing(now: Mapping[str, Any], then: Mapping[str, Any]) -> Iterator[str]:
+    """The names of options whose values differ."""
     for name, value in now.items():
         # An option that the checkpoint's version did not know had its default then.
-        if name not in _FREE and name in then and then[name] != value:
-            yield f"{name}: {then[name]} in the checkpoint, {value} now"
+        if name in then and then[name] != value:
+            yield name

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import sys
-import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,7 +15,6 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 from rich.measure import Measurement
-from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -31,13 +29,12 @@ from rl4lm.screen.panels import (
     variances_table,
     versus,
 )
+from rl4lm.screen.progress import Steps
 from rl4lm.screen.scoreboard import report_lines, scored_table
 from rl4lm.screen.stages import Stages
 from rl4lm.screen.wording import (
-    clock,
     describe_evaluation,
     options_line,
-    step_numbers,
     verdict,
 )
 
@@ -45,8 +42,6 @@ _TABLE_ROWS = 5
 _WARNINGS_SHOWN = 3  # of each kind that may come with every step
 _SCORE_ROWS = 20
 _PLAIN_WIDTH = 120  # columns of a table in a file
-_BAR_WIDTH = 45  # columns that the bar, the step and the time left need on a terminal
-_SELDOM = ("variance_reduction", "gradient_snr", "gradient_noise_scale")
 _UNBOUNDED = 10_000  # columns; wider than any table
 _NUMBERS_WIDTH = 42  # columns that a table of completions needs besides prompt and completion
 
@@ -70,33 +65,13 @@ class Screen:
             quiet: show nothing at all.
             terse: show only warnings and what a command came to.
         """
-        # A notebook is a file here, though its streams say they are a terminal: a bar would be
-        # drawn there again and again, and rich would make a display of its own of every line.
-        notebook = Console().is_jupyter
-        terminal = (sys.stderr if stderr else sys.stdout).isatty() and not notebook
-        # FORCE_COLOR makes rich take a file for a terminal; a bar has no place in it all the same.
-        self._console = Console(
-            stderr=stderr,
-            highlight=False,
-            emoji=False,
-            force_jupyter=False,
-            force_terminal=False if notebook else None,
-            force_interactive=None if terminal else False,
-        )
-        if not terminal:
-            self._console.width = _PLAIN_WIDTH
-            self._console.soft_wrap = True  # a line of a log is one line
+        self._console = _open_console(stderr)
         self._console.quiet = quiet
         self._quiet = quiet
         self._terse = terse
         self._logging_steps = logging_steps
-        self._progress: Progress | None = None
-        self._task: Any = None
-        self._total = 0
-        self._first_step = 0
+        self._steps = Steps(0, 0, logging_steps, self.note)
         self._said: Counter[str] = Counter()  # warnings of each kind
-        self._seldom: dict[str, float] = {}  # metrics that not every step has, as last measured
-        self._started = 0.0
 
     def only_if(self, shown: bool) -> None:
         """Fall silent unless this is the process that speaks."""
@@ -126,33 +101,17 @@ class Screen:
 
     def start(self, first_step: int, total: int) -> None:
         """Begin to show steps."""
-        self._first_step, self._total, self._started = first_step, total, time.monotonic()
+        self._steps = Steps(first_step, total, self._logging_steps, self.note)
         if self._console.is_interactive and not self._terse:
-            columns: list[ProgressColumn] = [
-                TextColumn("step {task.completed}/{task.total}"),
-                BarColumn(bar_width=None),
-                TextColumn("{task.fields[numbers]}"),
-                TimeRemainingColumn(compact=True),
-            ]
-            self._progress = Progress(*columns, console=self._console, expand=True)
-            self._task = self._progress.add_task("", completed=first_step, total=total, numbers="")
-            self._progress.start()
+            self._steps.draw_on(self._console)
 
     def step(self, step: int, metrics: Mapping[str, float | None]) -> None:
         """Show the numbers of a finished step; `step` counts from 1."""
-        measured = {name: metrics.get(name) for name in _SELDOM}
-        self._seldom |= {name: value for name, value in measured.items() if value is not None}
-        parts = step_numbers({**metrics, **self._seldom})
-        numbers = "  ".join(parts)
-        if self._progress is not None:
-            room = self._console.width - _BAR_WIDTH
-            while len(numbers) > room and len(parts) > 1:
-                numbers = "  ".join(parts := parts[:-1])
-            self._progress.update(self._task, completed=step, numbers=numbers)
-        elif step % self._logging_steps == 0 or step in (1, self._total):
-            elapsed = time.monotonic() - self._started
-            left = elapsed / (step - self._first_step) * (self._total - step)
-            self.note(f"step {step}/{self._total}  {numbers}  {clock(left)} left")
+        self._steps.show(step, metrics)
+
+    def stop(self) -> None:
+        """Take the bar down; may be called more than once."""
+        self._steps.stop()
 
     def skipped(self, step: int, metrics: Mapping[str, float | None]) -> None:
         """Say why a step changed nothing."""
@@ -188,12 +147,6 @@ class Screen:
         if self._said[kind] <= _WARNINGS_SHOWN:
             last = self._said[kind] == _WARNINGS_SHOWN
             self.warn(text + ("; further ones are only counted" if last else ""))
-
-    def stop(self) -> None:
-        """Take the bar down; may be called more than once."""
-        if self._progress is not None:
-            self._progress.stop()
-            self._progress = None
 
     def completions(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
         """A small table of completions with their rewards."""
@@ -298,3 +251,24 @@ class Screen:
                 text = Text.assemble(*((part.text, part.style or "") for part in line))
                 text.rstrip()  # rich fills every line up to the width of the table
                 self._console.print(text, no_wrap=True, crop=False)
+
+
+def _open_console(stderr: bool) -> Console:
+    """The standard output or error, as a terminal or as a file."""
+    # A notebook is a file here, though its streams say they are a terminal: a bar would be drawn
+    # there again and again, and rich would make a display of its own of every line.
+    notebook = Console().is_jupyter
+    terminal = (sys.stderr if stderr else sys.stdout).isatty() and not notebook
+    # FORCE_COLOR makes rich take a file for a terminal; a bar has no place in it all the same.
+    console = Console(
+        stderr=stderr,
+        highlight=False,
+        emoji=False,
+        force_jupyter=False,
+        force_terminal=False if notebook else None,
+        force_interactive=None if terminal else False,
+    )
+    if not terminal:
+        console.width = _PLAIN_WIDTH
+        console.soft_wrap = True  # a line of a log is one line
+    return console

@@ -18,6 +18,7 @@ from rl4lm.screen.wording import (
     measures,
     one_line,
     told_value,
+    value_rows,
 )
 
 _SURE = 0.001  # p-values below it are told as such
@@ -107,7 +108,7 @@ def versus(
         Two layouts: all in one table; the values in one and the differences in another.
     """
     headers = ["difference", _interval_header(first), "p", "better", "worse"] if found else []
-    rows = _value_rows(second, first)
+    rows = value_rows(second, first)
     whole = [
         [escape(label), *cells, *_difference(name, found.get(name))] for name, label, cells in rows
     ]
@@ -118,20 +119,6 @@ def versus(
     stacked = [_compared(["", *names], values)]
     stacked += [_compared(["", *headers], differences)] if found else []
     return [_compared(["", *names, *headers], whole)], stacked
-
-
-def _value_rows(
-    second: Mapping[str, float], first: Mapping[str, float]
-) -> list[tuple[str, str, list[str]]]:
-    """For each row of a comparison the metric, how it is called there, and both values."""
-    rows = []
-    for prefix in data_sets(first):
-        rows += [(name, name) for name in headline(first, prefix)]
-        main = measures(first, prefix)[0]
-        rows += [(f"{main}/{each}", f"  {main}, {each}") for each in groups_of(first, prefix)]
-    return [
-        (name, label, [told_value(name, each) for each in (second, first)]) for name, label in rows
-    ]
 
 
 def _compared(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:

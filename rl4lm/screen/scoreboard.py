@@ -19,8 +19,8 @@ def scored_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """Rows with their rewards."""
     table = Table(box=None, padding=(0, 1))
     for header, width in (("prompt", 20), ("completion", 26), ("reward", 7), ("detail", 20)):
-        justify = "right" if header == "reward" else "left"
-        table.add_column(header, justify=justify, overflow="fold", max_width=width)  # type: ignore[arg-type]
+        justify: Any = "right" if header == "reward" else "left"
+        table.add_column(header, justify=justify, overflow="fold", max_width=width)
     for row in rows:
         detail = "" if row["detail"] is None else one_line(row["detail"])
         prompt, completion = (_text(row[name]) for name in ("prompt", "completion"))

@@ -106,6 +106,28 @@ def told_value(name: str, metrics: Mapping[str, float]) -> str:
     return f"{value} ({interval})" if interval else value
 
 
+def value_rows(
+    second: Mapping[str, float], first: Mapping[str, float]
+) -> list[tuple[str, str, list[str]]]:
+    """Two evaluations side by side, as rows of a table: what a person asks for, then the groups.
+
+    Args:
+        second: metrics of the one whose values come first, such as the one before training.
+        first: metrics of the other one, which says what rows there are.
+
+    Returns:
+        For each row the metric, how it is called there, and both values with their intervals.
+    """
+    rows = []
+    for prefix in data_sets(first):
+        rows += [(name, name) for name in headline(first, prefix)]
+        main = measures(first, prefix)[0]
+        rows += [(f"{main}/{each}", f"  {main}, {each}") for each in groups_of(first, prefix)]
+    return [
+        (name, label, [told_value(name, each) for each in (second, first)]) for name, label in rows
+    ]
+
+
 def interval_of(name: str, metrics: Mapping[str, float]) -> str:
     """The interval of a metric; empty where none is known."""
     ends = [metrics.get(f"{name}_{end}", math.nan) for end in ("low", "high")]

@@ -72,9 +72,21 @@ def chat_tokenizer(template: str | None, *, adds_bos: bool = True) -> Any:
 
 
 def save_chat_checkpoint(
-    folder: Path, template: str | None, *, adds_bos: bool = True, vocabulary: int = 0
+    folder: Path,
+    template: str | None,
+    *,
+    adds_bos: bool = True,
+    vocabulary: int = 0,
+    context: int = 512,
 ) -> Path:
-    """Write a tiny Llama with `chat_tokenizer`; `vocabulary` is its least number of token ids."""
+    """Write a tiny Llama with `chat_tokenizer`.
+
+    Args:
+        folder: where it is written to; given back.
+        template, adds_bos: of the tokenizer.
+        vocabulary: the least number of its token ids.
+        context: tokens that it has positions for.
+    """
     tokenizer = chat_tokenizer(template, adds_bos=adds_bos)
     torch.manual_seed(0)
     model = LlamaForCausalLM(
@@ -84,7 +96,7 @@ def save_chat_checkpoint(
             intermediate_size=16,
             num_hidden_layers=1,
             num_attention_heads=2,
-            max_position_embeddings=512,
+            max_position_embeddings=context,
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
         )

@@ -213,7 +213,7 @@ def left_over() -> list[str]:
             parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
         except (OSError, ValueError):
             continue
-        if "reward_worker" in command and parent == 1:
+        if "rl4lm.rewarding.worker" in command and parent == 1:
             found.append(f"{entry.name}: {command}")
     return found
 

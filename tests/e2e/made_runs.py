@@ -82,8 +82,12 @@ def _row(step: int, prompt: int, sample: int, draw: random.Random) -> dict[str, 
 
 def _evaluation(step: int, share: float) -> dict[str, Any]:
     error = math.sqrt(share * (1 - share) / 400)
-    groups = {"accuracy/easy": share + 0.1, "accuracy/hard": share - 0.1}
-    return {"step": step, "samples": 400, "accuracy": share, "accuracy_stderr": error, **groups}
+    groups = {"samples/easy": 200, "accuracy/easy": share + 0.1}
+    groups |= {"samples/hard": 200, "accuracy/hard": share - 0.1, "accuracy/hard_low": share - 0.2}
+    groups |= {"accuracy/hard_high": share}
+    outcome = {"accuracy": share, "accuracy_stderr": error, "reward": 2 * share}
+    told = {"ended": 1.0, "mean_length": 3.5, "confidence": 0.95}
+    return {"step": step, "samples": 400, **outcome, **groups, **told}
 
 
 def tokenizer_of_the_runs() -> Path:

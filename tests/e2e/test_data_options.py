@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
 import sys
-from pathlib import Path
 
 import datasets
 import pytest
 import torch
 from chat_templates import LLAMA, QWEN, save_chat_checkpoint
+from launching import TWO_PROCESSES, finished
 
 from rl4lm.cli import main
 from rl4lm.model.loading import load_model, open_model
@@ -132,19 +130,9 @@ def test_a_vocabulary_of_150_000_trains(place, capsys):
 def test_two_processes_hold_out_drop_and_draw_what_one_does(place):
     (place / "run.py").write_text("from rl4lm.cli import main\nraise SystemExit(main())\n")
     words = f"train --model_name_or_path chat --max_steps 2 --dtype float64 {SIZES} {DATA}".split()
-    cpu2 = Path(__file__).parents[2] / "recipes" / "accelerate" / "cpu2.yaml"
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(cpu2)]
     found = []
-    for name, start in (("one", [sys.executable]), ("two", launch)):
-        done = subprocess.run(
-            [*start, "run.py", *words, "--output_dir", name],
-            env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-            capture_output=True,
-            text=True,
-            timeout=240,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
+    for name, start in (("one", [sys.executable]), ("two", TWO_PROCESSES)):
+        finished([*start, "run.py", *words, "--output_dir", name], seconds=240)
         rows = [json.loads(line) for line in completions(place / name).splitlines()]
         summary = json.loads((place / name / "summary.json").read_text())
         ids = [(row["prompt_id"], row["prompt"], row["completion_ids"]) for row in rows]

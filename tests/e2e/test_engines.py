@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from launching import RECIPES, RL4LM, TWO_PROCESSES, finished
 
 from rl4lm.cli import main
 from rl4lm.model.loading import load_model, open_model
@@ -23,14 +21,8 @@ def twin():
     return load_model(source, dtype="float32", device=torch.device("cpu")).eval()
 
 
-def rl4lm(*words, **environment):
-    return subprocess.run(
-        [sys.executable, "-m", "rl4lm", *map(str, words)],
-        capture_output=True,
-        text=True,
-        timeout=200,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-    )
+def rl4lm(*words, code=0, **environment):
+    return finished([*RL4LM, *words], code=code, seconds=200, **environment)
 
 
 def test_eval_through_a_server_gives_the_numbers_of_the_model_itself(
@@ -63,17 +55,14 @@ def test_a_server_that_dies_ends_the_run_in_words_and_the_run_goes_on_with_anoth
     run = ["train", "--output_dir", tmp_path / "run", *sizes, "--max_steps", "4"]
     run += ["--eval_samples", "0", "--epsilon", "0.2", "--resume_from_checkpoint", "true"]
     with serving.Server(twin, MODEL, status=lambda count: 200 * (count <= 8)) as server:
-        died = rl4lm(*run, "--sampler_url", server.url, RL4LM_SAMPLER_API_KEY="s3cret")
-    assert died.returncode == 1
+        died = rl4lm(*run, "--sampler_url", server.url, code=1, RL4LM_SAMPLER_API_KEY="s3cret")
     assert f"the server {server.url} cannot be reached" in died.stderr
     assert "after step 2 of 4; saved in" in died.stderr
     assert "Traceback" not in died.stderr
     with serving.Server(twin, MODEL) as server:
-        again = rl4lm(*run, "--sampler_url", server.url)
-        assert again.returncode == 2, "another address is another option"
+        again = rl4lm(*run, "--sampler_url", server.url, code=2)  # it is another option
         assert "--resume_anyway" in again.stderr
-        done = rl4lm(*run, "--sampler_url", server.url, "--resume_anyway", "true")
-    assert done.returncode == 0, done.stderr
+        rl4lm(*run, "--sampler_url", server.url, "--resume_anyway", "true")
     steps = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in steps] == [1, 2, 3, 4]
     kept = "".join(p.read_text() for p in (tmp_path / "run").glob("*.yaml"))
@@ -84,23 +73,13 @@ def test_a_server_that_dies_ends_the_run_in_words_and_the_run_goes_on_with_anoth
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_two_processes_get_from_a_server_what_one_gets(twin, serving, tmp_path):
-    root = Path(__file__).parents[2]
-    cpu2 = ["-m", "accelerate.commands.launch", "--config_file"]
-    cpu2 += [root / "recipes" / "accelerate" / "cpu2.yaml"]
-    recipe = [root / "recipes" / "arithmetic.py", "--epsilon", "0.2", "--max_steps", "2"]
+    recipe = [RECIPES / "arithmetic.py", "--epsilon", "0.2", "--max_steps", "2"]
     recipe += ["--prompts_per_step", "4", "--num_generations", "2", "--eval_samples", "0"]
     drawn = []
     with serving.Server(twin, MODEL) as server:
-        for name, launch in (("one", []), ("two", cpu2)):
+        for name, launch in (("one", [sys.executable]), ("two", TWO_PROCESSES)):
             words = [*launch, *recipe, "--output_dir", tmp_path / name, "--sampler_url", server.url]
-            done = subprocess.run(
-                [sys.executable, *map(str, words)],
-                capture_output=True,
-                text=True,
-                timeout=180,
-                env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
-            )
-            assert done.returncode == 0, done.stderr
+            finished(words, seconds=180)
             pages = sorted((tmp_path / name / "completions").iterdir())
             rows = [json.loads(line) for page in pages for line in page.read_text().splitlines()]
             drawn.append([(row["prompt"], row["completion_ids"]) for row in rows])
@@ -113,13 +92,11 @@ def test_two_processes_get_from_a_server_what_one_gets(twin, serving, tmp_path):
     [
         (["train", "--output_dir", "nowhere"], "set epsilon, the range of the ratio"),
         (["train", "--output_dir", "nowhere", "--epsilon", "1"], "cannot be reached"),
-        pytest.param(["eval"], "cannot be reached", marks=pytest.mark.slow),
+        (["eval"], "cannot be reached"),
     ],
     ids=["no_ratio", "train", "eval"],
 )
-def test_what_cannot_be_is_said_before_anything_is_begun(words, said, tmp_path, monkeypatch):
+def test_what_cannot_be_is_said_before_anything_is_begun(words, said, verb, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    done = rl4lm(*words, "--sampler_url", "http://127.0.0.1:9")
-    assert done.returncode == 2
-    assert said in done.stderr
+    assert said in verb(*words, "--sampler_url", "http://127.0.0.1:9", code=2).err
     assert not (tmp_path / "nowhere").exists()

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from launching import RL4LM, TWO_PROCESSES, finished
 
 from rl4lm.builtin import model_path
 from rl4lm.cli import main
@@ -17,8 +14,6 @@ from rl4lm.model.adapters import add_lora
 from rl4lm.model.loading import load_model, open_model
 from rl4lm.processes.world import World
 
-ROOT = Path(__file__).parents[2]
-CPU2 = ROOT / "recipes" / "accelerate" / "cpu2.yaml"
 SIZES = ["--eval_samples", "20", "--torch_threads", "1"]
 REWARD = """
 def even(completions, **_):
@@ -133,19 +128,10 @@ def test_what_cannot_be_meant_is_refused_before_anything_is_loaded(folder, capsy
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_two_processes_find_what_one_finds(folder):
-    words = ["-m", "rl4lm", "eval", "--json", *SIZES, "--pass_at_k", "1", "3"]
-    words += ["--compare", str(folder / "adapter")]
-    launch = ["-m", "accelerate.commands.launch", "--config_file", str(CPU2)]
+    words = ["eval", "--json", *SIZES, "--pass_at_k", "1", "3", "--compare", folder / "adapter"]
     found = []
-    for before in ([], launch):
-        done = subprocess.run(
-            [sys.executable, *before, *words],
-            capture_output=True,
-            text=True,
-            timeout=140,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        )
-        assert done.returncode == 0, done.stderr
+    for start in (RL4LM, [*TWO_PROCESSES, "-m", "rl4lm"]):
+        done = finished([*start, *words], seconds=140)
         assert "Warning" not in done.stderr
         found.append(json.loads(done.stdout))
     assert found[0] == found[1]

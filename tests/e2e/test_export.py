@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 
 import pytest
+from launching import finished
 
 PLAIN = """
 import sys
@@ -24,12 +23,7 @@ SIZES = ["--max_steps", "2", "--prompts_per_step", "4", "--eval_samples", "20"]
 
 def run(words, folder, **environment):
     """A program in a folder of its own, that must succeed; its standard output."""
-    own = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
-    done = subprocess.run(
-        [sys.executable, *words], cwd=folder, env=own, capture_output=True, text=True, timeout=240
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    return finished([sys.executable, *words], folder, seconds=240, **environment).stdout
 
 
 @pytest.mark.slow  # test_export.py loads exports too, but beside rl4lm

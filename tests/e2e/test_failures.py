@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-
-RECIPES = Path(__file__).parents[2] / "recipes"
+from launching import RECIPES, TWO_PROCESSES, finished
 
 # Forked from one program that has imported everything. Without a launcher process 0 holds the
 # store, too, and nobody sends a signal: each has to find out by itself.
@@ -99,15 +95,7 @@ def ended(tmp_path_factory):
     """By name of a failure: exit codes, process ids, seconds and what both screens showed."""
     folder = tmp_path_factory.mktemp("failures")
     (folder / "script.py").write_text(SCRIPT, encoding="utf-8")
-    done = subprocess.run(
-        [sys.executable, "script.py", str(folder)],
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        timeout=250,
-    )
-    assert done.returncode == 0, done.stderr
+    finished([sys.executable, "script.py", folder], folder, seconds=250)
     return {
         told.parent.name: {
             **json.loads(told.read_text()),
@@ -172,18 +160,10 @@ def bad(completions, **_):
 @pytest.mark.timeout(300)
 def test_the_table_of_the_launcher_names_who_failed_as_the_root(tmp_path):
     (tmp_path / "mine.py").write_text(BAD, encoding="utf-8")
-    words = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
-    words += [RECIPES / "accelerate" / "cpu2.yaml", RECIPES / "arithmetic.py"]
-    words += ["--output_dir", "run", "--reward_funcs", "mine.py:bad", "--accuracy_func", "none"]
-    done = subprocess.run(
-        [*map(str, words), "--prompts_per_step", "4", "--eval_samples", "0"],
-        cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        timeout=250,
-    )
-    assert done.returncode == 1
+    words = ["--reward_funcs", "mine.py:bad", "--accuracy_func", "none", "--eval_samples", "0"]
+    words += ["--output_dir", "run", "--prompts_per_step", "4"]
+    command = [*TWO_PROCESSES, RECIPES / "arithmetic.py", *words]
+    done = finished(command, tmp_path, code=1, seconds=250)
     assert done.stderr.count("process 1): error: the reward 'bad' raised ValueError") == 1
     assert done.stderr.count("has failed and says why itself") == 1
     root = done.stderr.partition("Root Cause")[2]

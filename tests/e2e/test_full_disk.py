@@ -26,7 +26,7 @@ echo $? > code.txt
 _LOOK = """
 import json
 from pathlib import Path
-from rl4lm import durable
+from rl4lm.rundir import durable
 from rl4lm.rundir.tracking import checkpoints
 
 run = Path("disk/run")

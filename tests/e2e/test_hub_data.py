@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 
 import pytest
 from hub import COMMIT, serving
+from launching import finished
 
 NAME = "acme/sums"
 CARD = b"""---
@@ -62,15 +61,9 @@ CASES = [  # configuration, split, rows to stream; what is found, or words of th
 
 def read(folder, cases, **environment):
     """What a process of its own finds: the libraries read these variables when imported."""
-    done = subprocess.run(
-        [sys.executable, "-c", READ, json.dumps([case for case, _ in cases])],
-        env={**os.environ, "HF_HOME": str(folder), "NO_PROXY": "127.0.0.1", **environment},
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    words = [sys.executable, "-c", READ, json.dumps([case for case, _ in cases])]
+    own = {"HF_HOME": str(folder), "NO_PROXY": "127.0.0.1", **environment}
+    done = finished(words, seconds=240, **own)
     lines = [line.removeprefix("found ") for line in done.stdout.splitlines() if "found " in line]
     return [json.loads(line) for line in lines]
 

@@ -2,19 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import random
-from pathlib import Path
 
+import kill_ranks
 import pytest
-
-_spec = importlib.util.spec_from_file_location(
-    "kill_ranks", Path(__file__).parent / "kill_ranks.py"
-)
-assert _spec is not None
-assert _spec.loader is not None
-kill_ranks = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(kill_ranks)
 
 
 @pytest.mark.slow

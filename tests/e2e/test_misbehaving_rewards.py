@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import time
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
+from launching import RL4LM, finished
 
 # Each does its mischief at prompts that hold a 7 in the first place, as a policy might provoke it.
 REWARDS = """
@@ -53,23 +52,18 @@ def raises(prompt, completion, answer):
 ROWS = [(7, 5), (2, 3), (1, 6), (70, 4)]
 
 
-def train(folder: Path, reward: str, *options: str) -> tuple[subprocess.CompletedProcess, float]:
+def train(
+    folder: Path, reward: str, *options: str, code: int = 0
+) -> tuple[CompletedProcess, float]:
     (folder / "my.py").write_text(REWARDS)
     rows = [{"prompt": f"{a}+{b}=", "answer": str(a + b)} for a, b in ROWS]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    command = [sys.executable, "-m", "rl4lm", "train", "--output_dir", "run"]
+    command = [*RL4LM, "train", "--output_dir", "run"]
     command += ["--prompts_per_step", "4", "--num_generations", "2", "--max_steps", "2"]
     command += ["--reward_timeout_s", "1", "--eval_samples", "0", "--torch_threads", "1"]
     command += ["--dataset_name", "rows.jsonl", "--reward_funcs", f"my.py:{reward}", *options]
     began = time.monotonic()
-    done = subprocess.run(
-        command,
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=150,
-    )
+    done = finished(command, folder, code=code, seconds=150)
     return done, time.monotonic() - began
 
 
@@ -91,15 +85,15 @@ def logged(folder: Path) -> list[dict]:
 def test_a_completion_that_breaks_the_grader_scores_the_least_and_the_run_goes_on(
     reward, counter, tmp_path
 ):
-    done, seconds = train(tmp_path, reward)
-    assert done.returncode == 0, done.stderr
+    _, seconds = train(tmp_path, reward)
     assert seconds < 120
     assert [row[f"rewards/{reward}/{counter}"] for row in logged(tmp_path)] == [4, 4]
     page = (tmp_path / "run" / "completions" / "step-000001.jsonl").read_text()
-    for row in map(json.loads, page.splitlines()):
-        if row["prompt"].startswith("7"):
-            assert row["reward"] == 0
-            assert "scored 0" in row["detail"]
+    provoked = [row for row in map(json.loads, page.splitlines()) if row["prompt"][0] == "7"]
+    assert len(provoked) == 4
+    for row in provoked:
+        assert row["reward"] == 0
+        assert "scored 0" in row["detail"]
 
 
 @pytest.mark.timeout(180)
@@ -113,8 +107,7 @@ def test_a_completion_that_breaks_the_grader_scores_the_least_and_the_run_goes_o
 def test_a_reward_that_is_wrong_stops_the_run_and_what_was_sampled_is_kept(
     reward, code, words, tmp_path
 ):
-    done, _ = train(tmp_path, reward)
-    assert done.returncode == code, done.stderr
+    done, _ = train(tmp_path, reward, code=code)
     assert words in done.stderr
     kept = tmp_path / "run" / "unscored" / "step-000001-process-0.jsonl"
     assert f"--data {Path('run') / 'unscored' / kept.name}" in done.stderr
@@ -122,17 +115,13 @@ def test_a_reward_that_is_wrong_stops_the_run_and_what_was_sampled_is_kept(
     assert len(rows) == 8
     assert {"prompt", "completion", "answer", "completion_ids"} <= rows[0].keys()
     again = ["--reward", "rewards.arithmetic:exact_answer", "--data", str(kept), "--json"]
-    scored = subprocess.run(
-        [sys.executable, "-m", "rl4lm", "score", *again], capture_output=True, text=True
-    )
-    assert scored.returncode == 0, scored.stderr
+    finished([*RL4LM, "score", *again])
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_rows_at_which_a_reward_raises_are_masked_where_that_was_asked_for(tmp_path):
-    done, _ = train(tmp_path, "raises", "--on_reward_error", "mask")
-    assert done.returncode == 0, done.stderr
+    train(tmp_path, "raises", "--on_reward_error", "mask")
     assert [row["rewards/raises/masked"] for row in logged(tmp_path)] == [4, 4]
     assert [row["rewards_not_applicable"] for row in logged(tmp_path)] == [4, 4]
 
@@ -140,7 +129,6 @@ def test_rows_at_which_a_reward_raises_are_masked_where_that_was_asked_for(tmp_p
 @pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_a_slow_reward_within_its_limit_is_only_slow(tmp_path):
-    done, _ = train(tmp_path, "slow")
-    assert done.returncode == 0, done.stderr
+    train(tmp_path, "slow")
     assert [row["rewards/slow/timeouts"] for row in logged(tmp_path)] == [0, 0]
     assert all(row["time/score_s"] > 0.35 for row in logged(tmp_path))

@@ -9,13 +9,14 @@ import shlex
 import sys
 
 import pytest
-from chat_checkpoint import save_chat_checkpoint
+from chat_templates import CHATML, save_chat_checkpoint
 from launching import RECIPES, launch, lines, recipe
 
 from rl4lm import ReinforceConfig
 from rl4lm.commandline.commands import default_values, settings_for
-from rl4lm.data.splits import training_splits
+from rl4lm.data.splits import split_rows, training_splits
 from rl4lm.errors import ConfigError, DataError
+from rl4lm.options import parse_options
 
 PROBLEMS = [
     {
@@ -52,7 +53,7 @@ def write_rows(path, rows):
 @functools.cache
 def chat_model(folder):
     """The name of a checkpoint, made once."""
-    return str(save_chat_checkpoint(folder))
+    return str(save_chat_checkpoint(folder, CHATML, context=8192))
 
 
 @pytest.fixture
@@ -190,16 +191,17 @@ def test_the_first_lines_of_a_recipe_hold_a_command_that_names_it(path):
 )
 def test_the_hubs_data_are_asked_for_by_configuration(monkeypatch, name, rows, configuration):
     asked = []
+    hub = recipe(name).DEFAULTS["dataset_name"]
 
-    def load_dataset(hub, configuration, **options):
-        asked.append((hub, configuration))
+    def load_dataset(name, configuration, **options):
+        asked.append((name, configuration))
         return {"train": rows, "test": rows[:2]}
 
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
     module = recipe(name)
     config = settings_of(module)
     train, held_out = prompts_of(module, config)
-    assert set(asked) == {(module.HUB, configuration)}
+    assert set(asked) == {(hub, configuration)}
     assert len(train) == len(rows)
     assert len(held_out) == 2
     for i, source in enumerate(rows):
@@ -208,20 +210,16 @@ def test_the_hubs_data_are_asked_for_by_configuration(monkeypatch, name, rows, c
         assert source.get("question", source.get("text")) in user["content"]
 
 
-def settings_of(module, **given):
+def settings_of(module, *words):
     """The configuration of a recipe, as its command line makes it."""
-    settings = {**module.DEFAULTS, **given}
-    return ReinforceConfig(**{**module.brought({**default_values(), **settings}), **settings})
+    how = {"prog": "recipe", "description": "", "base": module.DEFAULTS, "base_for": settings_for}
+    return parse_options(words, **how)
 
 
 def prompts_of(module, config):
     """What a recipe trains on and evaluates on: through the options, or rows of its own."""
-    if not hasattr(module, "held_out"):
-        splits = training_splits(config)
-    else:
-        make = getattr(module, "problems", None) or module.tasks
-        rows = make(config, config.dataset_train_split)
-        splits = training_splits(config, rows, module.held_out(config))
+    made = getattr(module, "problem", None) or getattr(module, "task", None)
+    splits = training_splits(config, *(split_rows(config, made) if made else ()))
     return splits.train, splits.evaluation
 
 
@@ -229,8 +227,8 @@ def prompts_of(module, config):
 def test_a_lone_file_has_no_configuration_and_no_problems_to_hold_out(tmp_path, name):
     rows = write_rows(tmp_path / "problems.jsonl", PROBLEMS)
     module = recipe(name)
-    for given in ({}, {"dataset_test_split": None}):
-        config = settings_of(module, dataset_name=rows, **given)
+    for given in ((), ("--dataset_test_split", "none")):
+        config = settings_of(module, "--dataset_name", rows, *given)
         assert config.dataset_config is None
         train, held_out = prompts_of(module, config)
         assert len(train) == len(PROBLEMS)

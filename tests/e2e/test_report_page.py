@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
+from looking import BROWSER, Look, chromium_opened
 from made_runs import make_run
-from playwright.sync_api import sync_playwright
 
 from rl4lm.report.write import write_report
 
-BROWSER = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
 pytestmark = [
     pytest.mark.skipif(BROWSER is None, reason="needs Chromium"),
     pytest.mark.timeout(240),
@@ -25,10 +20,8 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def chromium():
-    with sync_playwright() as play:
-        opened = play.chromium.launch(executable_path=BROWSER, args=FLAGS)
+    with chromium_opened() as opened:
         yield opened
-        opened.close()
 
 
 @pytest.fixture(scope="module")
@@ -42,36 +35,6 @@ def pages(tmp_path_factory):
     return folder
 
 
-class Look:
-    """A page that is open, with what it said and asked for."""
-
-    def __init__(self, browser, file, width=1280, scheme="light"):
-        self.context = browser.new_context(
-            viewport={"width": width, "height": 900}, color_scheme=scheme
-        )
-        self.page = self.context.new_page()
-        self.said, self.asked = [], []
-        self.page.on("console", lambda message: self.said.append(message.text))
-        self.page.on("pageerror", lambda error: self.said.append(str(error)))
-        self.page.on("request", lambda request: self.asked.append(request.url))
-        self.page.goto(file.as_uri() if hasattr(file, "as_uri") else file)
-        self.page.wait_for_selector("html[data-ready]", timeout=60_000)
-
-    def column(self, place):
-        return self.page.eval_on_selector_all(
-            f"#table tbody tr td:nth-child({place})", "cells => cells.map(c => c.textContent)"
-        )
-
-    def shown(self):
-        return int(self.page.inner_text("#shown").split(" ")[0].replace(",", ""))
-
-    def wait_until_shown(self, number):
-        self.page.wait_for_function(
-            "n => document.getElementById('shown').textContent.startsWith(n + ' of')",
-            arg=f"{number:,}",
-        )
-
-
 @pytest.fixture
 def look(chromium, pages):
     opened = []
@@ -82,10 +45,7 @@ def look(chromium, pages):
 
     yield open_page
     for each in opened:
-        local = [url for url in each.asked if not url.startswith("file:")]
-        each.context.close()
-        assert local == [], "a page asks nothing of any network"
-        assert each.said == [], "nothing is wrong on the console"
+        each.close()
 
 
 def test_one_run_is_shown_whole(look):
@@ -238,6 +198,27 @@ def test_two_runs_are_compared(look):
     legend = page.locator("figure").first.locator(".u-legend").inner_text()
     assert "first" in legend
     assert "second" in legend
+    assert "raw" not in legend  # the thin line belongs to the thick one
+
+
+def test_a_curve_that_is_clicked_away_takes_its_raw_values_with_it(look):
+    page = look("one.html").page
+    shown = "curves.drawn[0].plot.series.map(each => each.show)"
+    assert page.evaluate(shown) == [True, True, True]
+    page.locator("figure").first.locator(".u-legend .u-series").nth(2).click()
+    assert page.evaluate(shown) == [True, False, False]
+
+
+def test_a_point_of_an_evaluation_says_its_interval(look):
+    page = look("one.html").page
+    figure = page.locator("figure").nth(1)
+    figure.scroll_into_view_if_needed()
+    box = figure.locator(".u-over").bounding_box()
+    page.mouse.move(box["x"] + box["width"] - 2, box["y"] + box["height"] / 2)
+    page.wait_for_function(
+        "() => document.querySelectorAll('figure')[1].querySelector('.u-legend')"
+        ".textContent.includes('75.0 % (70.8 to 79.2)')"
+    )
 
 
 def test_everything_is_reached_by_keyboard(look):
@@ -273,6 +254,8 @@ def test_axe_would_find_a_field_without_a_name(look):
 def test_nothing_is_wider_than_a_phone(look):
     page = look("two.html", width=390).page
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    inside = "cards => cards.every(card => card.scrollWidth <= card.clientWidth)"
+    assert page.eval_on_selector_all("#cards article", inside)
     page.locator("#table tbody button").first.click()
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
 

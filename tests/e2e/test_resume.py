@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from launching import RL4LM, TWO_PROCESSES, finished
 
 from rl4lm import ReinforceConfig, ReinforceTrainer
 from rl4lm.errors import ConfigError, DataError, OutputError, SaveError, Stopped, TrainingError
@@ -290,7 +290,7 @@ def test_a_checkpoint_of_another_run_begins_a_run_of_its_own(tmp_path, undisturb
 
 def test_the_newest_and_the_best_checkpoints_stay(tmp_path):
     run(tmp_path, {"save_steps": 1, "eval_steps": 1, "save_total_limit": 2, "max_steps": 6})
-    accuracy = {row["step"]: row["accuracy"] for row in lines(tmp_path / "eval.jsonl")[1:-1]}
+    accuracy = {row["step"]: row["accuracy"] for row in lines(tmp_path / "eval.jsonl")[1:]}
     best = max(accuracy, key=lambda step: (accuracy[step], step))
     saved = {int(path.name[-6:]) for path in tmp_path.glob("checkpoint-*")}
     assert saved == {5, 6, best}
@@ -306,16 +306,16 @@ def test_weights_of_a_checkpoint_load_with_from_pretrained(undisturbed):
 
 
 def test_a_gradient_that_stays_not_finite_ends_the_run_with_its_batches_kept(tmp_path, monkeypatch):
-    from rl4lm.model import policy
+    from rl4lm.model import teacher_forcing
 
-    tiled = policy.tiled_gradient
+    tiled = teacher_forcing.tiled_gradient
     calls = iter(range(10**6))
 
     def poisoned(hidden: torch.Tensor, *rest: Any) -> Any:
         logprobs, gradient = tiled(hidden, *rest)
         return logprobs, gradient * (float("nan") if next(calls) > 3 else 1.0)
 
-    monkeypatch.setattr(policy, "tiled_gradient", poisoned)
+    monkeypatch.setattr(teacher_forcing, "tiled_gradient", poisoned)
     options = {"save_steps": 0, "noise_every": 0, "eval_steps": 0, "baseline": "none"}
     with pytest.raises(TrainingError, match="not finite for 3 steps in a row") as stopped:
         run(tmp_path, options)
@@ -346,7 +346,7 @@ def test_a_checkpoint_that_cannot_be_written_ends_no_run_and_costs_no_earlier_on
     assert len(lines(tmp_path / "metrics.jsonl")) == 7
 
 
-COMMAND = [sys.executable, "-m", "rl4lm", "train", "--max_steps", "6", "--prompts_per_step", "4"]
+COMMAND = [*RL4LM, "train", "--max_steps", "6", "--prompts_per_step", "4"]
 COMMAND += ["--num_generations", "4", "--eval_samples", "0", "--torch_threads", "1"]
 SLOW_REWARD = """
 import time
@@ -386,13 +386,7 @@ def test_one_signal_finishes_the_step_and_saves_and_the_message_says_how_to_go_o
     done = len(lines(metrics))
     assert 2 <= done < 6
     assert (tmp_path / "run" / f"checkpoint-{done:06d}" / MANIFEST).exists()
-    again = subprocess.run(
-        [*command, "--resume_from_checkpoint", "true"],
-        cwd=tmp_path,
-        capture_output=True,
-        encoding="utf-8",
-    )
-    assert again.returncode == 0, again.stderr
+    finished([*command, "--resume_from_checkpoint", "true"], tmp_path)
     assert [row["step"] for row in lines(metrics)] == [1, 2, 3, 4, 5, 6]
     assert (tmp_path / "run" / "model" / "model.safetensors").exists()
 
@@ -445,24 +439,19 @@ else:
     train("whole")
     train("killed", Kill())  # within a window, after a checkpoint at the end of one
 """
-CPU2 = Path(__file__).parents[2] / "recipes" / "accelerate" / "cpu2.yaml"
 
 
 @pytest.mark.slow  # test_sharded_runs.py has two processes that go on, by default
 @pytest.mark.timeout(280)
 @pytest.mark.parametrize("options", ["{}", "{'use_peft': True}"])
 def test_two_processes_that_were_killed_go_on_bit_for_bit(options, tmp_path):
-    script = tmp_path / "train.py"
-    script.write_text(TWICE)
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CPU2)]
-    command = [*launch, str(script), str(tmp_path), options]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    first = subprocess.run(command, env=environment, capture_output=True, text=True)
+    (tmp_path / "train.py").write_text(TWICE)
+    command = [*TWO_PROCESSES, "train.py", tmp_path, options]
+    first = finished(command, tmp_path, code=None)
     assert first.returncode != 0
     assert (tmp_path / "whole" / "summary.json").exists(), first.stderr
     assert (tmp_path / "killed" / "checkpoint-000002").exists(), first.stderr
-    again = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert again.returncode == 0, again.stderr
+    finished(command, tmp_path)
     a, b = tmp_path / "whole", tmp_path / "killed"
     for path in (a / "model").glob("*.safetensors"):
         assert path.read_bytes() == (b / "model" / path.name).read_bytes()

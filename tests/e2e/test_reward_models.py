@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+from launching import RL4LM, TWO_PROCESSES, finished
 from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
 
 from rl4lm.builtin import model_path
-
-CPU2 = Path(__file__).parents[2] / "recipes" / "accelerate" / "cpu2.yaml"
-LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CPU2), "-m"]
 
 
 @pytest.fixture(scope="module")
@@ -35,22 +30,15 @@ def train(command, judge, out):
     options = ["--prompts_per_step", "4", "--num_generations", "2", "--max_steps", "2"]
     quick = ["--eval_samples", "0", "--dtype", "float64", "--torch_threads", "1"]
     where = ["--reward_funcs", str(judge), "--output_dir", str(out)]
-    done = subprocess.run(
-        [*command, "rl4lm", "train", *where, *options, *quick],
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    finished([*command, "train", *where, *options, *quick])
     lines = (out / "metrics.jsonl").read_text().splitlines()
     return [json.loads(line) for line in lines]
 
 
 @pytest.mark.slow
 def test_two_processes_pay_what_one_pays(judge, tmp_path):
-    one = train([sys.executable, "-m"], judge, tmp_path / "one")
-    two = train(LAUNCH, judge, tmp_path / "two")
+    one = train(RL4LM, judge, tmp_path / "one")
+    two = train([*TWO_PROCESSES, "-m", "rl4lm"], judge, tmp_path / "two")
     for name in ("reward", "reward_std", "grad_norm", "texts_cut"):
         assert [line[name] for line in two] == pytest.approx([line[name] for line in one], rel=1e-5)
 
@@ -60,13 +48,6 @@ def test_rows_of_a_file_are_scored_on_the_command_line(judge, tmp_path):
     data, out = tmp_path / "rows.jsonl", tmp_path / "scored.jsonl"
     data.write_text('{"prompt": "1+1=", "completion": "2"}\n')
     name = ["--reward", str(judge), "--data", str(data), "--out", str(out), "--json"]
-    done = subprocess.run(
-        [sys.executable, "-m", "rl4lm", "score", *name],
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    done = finished([*RL4LM, "score", *name])
     assert json.loads(done.stdout)["scored"] == 1
     assert isinstance(json.loads(out.read_text())["reward"], float)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import pytest
 
@@ -56,20 +54,13 @@ def called_directly():
 
 
 @pytest.mark.parametrize("chat", [pytest.param(False, marks=pytest.mark.slow), True])
-def test_functions_of_trl_score_as_they_do_when_called(chat, tmp_path):
+def test_functions_of_trl_score_as_they_do_when_called(chat, verb, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "made.py").write_text(MADE)
     lines = "".join(json.dumps(row) + "\n" for row in rows_of(chat))
     (tmp_path / "rows.jsonl").write_text(lines)
-    command = [sys.executable, "-m", "rl4lm", "score", "--reward", *NAMES, "--data", "rows.jsonl"]
-    done = subprocess.run(
-        [*command, "--out", "scored.jsonl", "--json"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert done.returncode == 0, done.stderr
-    summary = json.loads(done.stdout)
+    words = ["--data", "rows.jsonl", "--out", "scored.jsonl", "--json"]
+    summary = json.loads(verb("score", "--reward", *NAMES, *words).out)
     assert summary["deterministic"] is True
     assert summary["rewards"]["accuracy_reward"]["none"] == 1
     scored = [json.loads(line) for line in (tmp_path / "scored.jsonl").read_text().splitlines()]

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from launching import LAUNCH, RECIPES, finished
 from safetensors.torch import load_file
 
 from rl4lm.export.exported import ExportChoices, export
 from rl4lm.export.source import find_source
 
 ROOT = Path(__file__).parents[2]
-LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--gpu_ids=-1,-1", "--config_file"]
+WITH = [*LAUNCH, "--gpu_ids=-1,-1", "--config_file"]
 LAYOUTS = {
     "alone": [sys.executable],
-    "replicated": [*LAUNCH, str(ROOT / "recipes" / "accelerate" / "cpu2.yaml")],
-    "sharded": [*LAUNCH, str(ROOT / "recipes" / "accelerate" / "fsdp2.yaml")],
+    "replicated": [*WITH, RECIPES / "accelerate" / "cpu2.yaml"],
+    "sharded": [*WITH, RECIPES / "accelerate" / "fsdp2.yaml"],
 }
 OPTIONS = {
     "prompts_per_step": 4,
@@ -82,17 +81,7 @@ trainer.world.close()
 
 
 def run(layout, words, folder):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
-        [*LAYOUTS[layout], *map(str, words)],
-        env=environment,
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    return done
+    return finished([*LAYOUTS[layout], *words], folder, seconds=200)
 
 
 def train(layout, folder, name, **more):

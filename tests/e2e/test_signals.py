@@ -10,6 +10,7 @@ import sys
 import time
 
 import pytest
+from launching import RL4LM, finished
 
 REWARD = """
 import os, signal
@@ -38,7 +39,7 @@ def _listen_to_interrupts() -> None:
 def test_a_signal_ends_a_run_with_its_exit_code_and_a_whole_log(number, code, word, tmp_path):
     run = tmp_path / "run"
     process = subprocess.Popen(
-        [sys.executable, "-m", "rl4lm", "train", "--output_dir", str(run), *SIZES],
+        [*RL4LM, "train", "--output_dir", str(run), *SIZES],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         preexec_fn=_listen_to_interrupts,
         stdout=subprocess.DEVNULL,
@@ -77,15 +78,8 @@ def test_a_signal_that_arrives_in_a_reward_is_not_the_rewards_failure(
 ):
     (tmp_path / "my.py").write_text(REWARD.format(name=name))
     asked = ["--output_dir", "run", "--reward_funcs", f"my.py:{function}", *SIZES]
-    done = subprocess.run(
-        [sys.executable, "-m", "rl4lm", "train", *asked],
-        cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        preexec_fn=_listen_to_interrupts,
-        capture_output=True,
-        encoding="utf-8",
-    )
-    assert done.returncode == code, done.stderr
+    words = [*RL4LM, "train", *asked]
+    done = finished(words, tmp_path, code=code, before=_listen_to_interrupts)
     assert word in done.stderr
     assert "Traceback" not in done.stderr
 
@@ -111,13 +105,6 @@ sys.exit(run(main))
 @pytest.mark.slow
 def test_nor_is_it_the_failure_of_a_function_in_the_runs_own_process(tmp_path):
     (tmp_path / "mine.py").write_text(IN_PROCESS)
-    done = subprocess.run(
-        [sys.executable, "mine.py"],
-        cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        encoding="utf-8",
-    )
-    assert done.returncode == 143, done.stderr
+    done = finished([sys.executable, "mine.py"], tmp_path, code=143)
     assert "terminated" in done.stderr
     assert "Traceback" not in done.stderr

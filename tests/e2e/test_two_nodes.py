@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import signal
 import socket
@@ -10,18 +9,12 @@ import sys
 import time
 from pathlib import Path
 
+import kill_ranks
 import pytest
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 RECIPES = Path(__file__).parents[2] / "recipes"
-_spec = importlib.util.spec_from_file_location(
-    "kill_ranks", Path(__file__).parent / "kill_ranks.py"
-)
-assert _spec is not None
-assert _spec.loader is not None
-kill_ranks = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(kill_ranks)
 
 STEPS = {**kill_ranks.OPTIONS, "max_steps": 60}
 WORDS = [word for name, value in STEPS.items() for word in (f"--{name}", str(value))]

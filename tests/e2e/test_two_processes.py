@@ -3,18 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
-
-RECIPES = Path(__file__).parents[2] / "recipes"
-CPU2 = RECIPES / "accelerate" / "cpu2.yaml"
-LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CPU2)]
-SECONDS = 280
+from launching import RECIPES, TWO_PROCESSES, finished
 
 TINY = {"prompts_per_step": 8, "num_generations": 4, "max_steps": 3, "eval_samples": 0}
 # No clipping: scaling to a norm would hide a gradient that is twice too large.
@@ -86,25 +79,6 @@ trainer.world.close()
 """
 
 
-def start(words, folder):
-    """Run a command to its end in a folder; a launcher that is stopped stops its processes."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    process = subprocess.Popen(
-        [str(word) for word in words],
-        cwd=folder,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        out, err = process.communicate(timeout=SECONDS)
-    finally:
-        process.terminate()
-        process.wait(timeout=20)
-    return subprocess.CompletedProcess(words, process.returncode, out, err)
-
-
 def recorded(folder, name, rank):
     """What a process of a run wrote down: its steps, and its weights before and after."""
     notes = json.loads((folder / f"{name}-{rank}.json").read_text(encoding="utf-8"))
@@ -126,8 +100,7 @@ def two(tmp_path_factory):
     """The folder in which two processes wrote down all runs."""
     folder = tmp_path_factory.mktemp("two")
     (folder / "script.py").write_text(SCRIPT, encoding="utf-8")
-    done = start([*LAUNCH, folder / "script.py", folder, json.dumps(RUNS)], folder)
-    assert done.returncode == 0, done.stderr
+    finished([*TWO_PROCESSES, "script.py", folder, json.dumps(RUNS)], folder)
     return folder
 
 
@@ -137,8 +110,7 @@ def one(tmp_path_factory):
     folder = tmp_path_factory.mktemp("one")
     (folder / "script.py").write_text(SCRIPT, encoding="utf-8")
     runs = json.dumps({name: RUNS[name] for name in ("exact", "chosen")})
-    done = start([sys.executable, folder / "script.py", folder, runs], folder)
-    assert done.returncode == 0, done.stderr
+    finished([sys.executable, "script.py", folder, runs], folder)
     return folder
 
 
@@ -209,10 +181,8 @@ def test_two_processes_choose_prompts_and_draw_further_ones_as_one_does(one, two
 def test_the_arithmetic_recipe_runs_on_two_processes(tmp_path):
     options = ["--max_steps", "5", "--prompts_per_step", "4", "--num_generations", "8"]
     options += ["--eval_samples", "30"]
-    done = start(
-        [*LAUNCH, RECIPES / "arithmetic.py", *options, "--output_dir", tmp_path / "run"], tmp_path
-    )
-    assert done.returncode == 0, done.stderr
+    words = [*TWO_PROCESSES, RECIPES / "arithmetic.py", *options]
+    done = finished([*words, "--output_dir", "run"], tmp_path)
     summary = json.loads((tmp_path / "run" / "summary.json").read_text(encoding="utf-8"))
     assert summary["processes"] == 2
     assert (summary["steps"], summary["samples"]) == (5, 5 * 4 * 8)
@@ -226,8 +196,8 @@ def test_the_arithmetic_recipe_runs_on_two_processes(tmp_path):
 @pytest.mark.timeout(300)
 @pytest.mark.slow
 def test_prompts_that_cannot_be_dealt_evenly_are_refused_before_anything_is_written(tmp_path):
-    words = [*LAUNCH, RECIPES / "arithmetic.py", "--prompts_per_step", "7"]
-    done = start([*words, "--output_dir", tmp_path / "run"], tmp_path)
+    words = [*TWO_PROCESSES, RECIPES / "arithmetic.py", "--prompts_per_step", "7"]
+    done = finished([*words, "--output_dir", "run"], tmp_path, code=None)
     assert done.returncode != 0
     assert "prompts_per_step=7 cannot be dealt to 2 processes" in done.stderr
     assert "such as 6 or 8" in done.stderr

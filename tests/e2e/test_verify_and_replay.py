@@ -4,41 +4,24 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from launching import RL4LM, TWO_PROCESSES, finished
 
 from rl4lm import ReinforceConfig, ReinforceTrainer
 from rl4lm.builtin import model_path
+from rl4lm.commandline.commands import settings_for
 from rl4lm.errors import ConfigError
 from rl4lm.estimator.baselines import BASELINES, NEEDS_TWO_GENERATIONS
+from rl4lm.options import parse_options
 from rl4lm.replay import _compare, replay
 from rl4lm.screen.console import Screen
 
-CPU2 = Path(__file__).parents[2] / "recipes" / "accelerate" / "cpu2.yaml"
-LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CPU2)]
-
-
-def start(words, folder, code=0, seconds=280):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
-        [str(word) for word in words],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=seconds,
-    )
-    assert done.returncode == code, done.stdout + done.stderr
-    return done
-
 
 def rl4lm(words, folder, code=0):
-    return start([sys.executable, "-m", "rl4lm", *words.split()], folder, code)
+    return finished([*RL4LM, *words.split()], folder, code=code)
 
 
 # --- verify
@@ -66,12 +49,12 @@ def test_every_baseline_and_option_is_verified_on_the_command_line(tmp_path):
     assert "0 failed" in done.stderr
 
 
-def test_a_run_s_own_configuration_can_be_verified(tmp_path):
+def test_a_run_s_own_configuration_can_be_verified(verb, tmp_path):
     (tmp_path / "run.yaml").write_text(
         "learning_rate: 0.001\nprompts_per_step: 64\nbaseline: length_weighted\n"
         "num_generations: 8\nbeta: 0.1\nkl_in: token_reward\nuse_peft: true\nlora_r: 4\n"
     )
-    report = json.loads(rl4lm("verify --config run.yaml --json", tmp_path).stdout)
+    report = json.loads(verb("verify", "--config", tmp_path / "run.yaml", "--json").out)
     assert report["verdict"] == "exact"
     assert report["objective"] == "E[r] - 0.1 KL(π‖π_ref)"
     assert report["options"]["num_generations"] == 3  # as many as can be enumerated
@@ -89,10 +72,11 @@ def test_another_objective_is_said_to_be_one(tmp_path):
 
 PLANTED = """
 import sys
-from rl4lm import cli, policy
+from rl4lm import cli
+from rl4lm.model import teacher_forcing
 
-original = policy.tiled_gradient
-policy.tiled_gradient = lambda hidden, head, targets, weights, *rest: original(
+original = teacher_forcing.tiled_gradient
+teacher_forcing.tiled_gradient = lambda hidden, head, targets, weights, *rest: original(
     hidden, head, targets, 1.0002 * weights, *rest
 )
 sys.exit(cli.main(["verify", "--num_generations", "2"]))
@@ -101,7 +85,7 @@ sys.exit(cli.main(["verify", "--num_generations", "2"]))
 
 def test_a_gradient_one_part_in_five_thousand_too_long_fails_with_an_exit_code(tmp_path):
     (tmp_path / "planted.py").write_text(PLANTED)
-    done = start([sys.executable, "planted.py"], tmp_path, code=1)
+    done = finished([sys.executable, "planted.py"], tmp_path, code=1)
     assert "FAILED: the gradient is not what the documentation says" in done.stdout
     assert "1 of 1 sets of options failed" in done.stderr
 
@@ -157,7 +141,7 @@ world.close()
 )
 def test_baselines_are_exact_over_two_processes_and_a_world_size_factor_is_found(names, tmp_path):
     (tmp_path / "two.py").write_text(TWO)
-    start([*LAUNCH, "two.py", json.dumps(names)], tmp_path, seconds=180)
+    finished([*TWO_PROCESSES, "two.py", json.dumps(names)], tmp_path, seconds=180)
     found = json.loads((tmp_path / "found.json").read_text())
     assert len(found) == len(names or BASELINES) + 4
     planted = {name: found.pop(name) for name in ("averaged", "unreduced")}
@@ -177,11 +161,13 @@ SMALL = (
 def run(tmp_path_factory):
     """A run of seven steps with checkpoints after 3 and 6."""
     folder = tmp_path_factory.mktemp("replay")
-    rl4lm(f"train --output_dir run --max_steps 7 --save_steps 3 {SMALL}", folder)
+    words = [*f"--max_steps 7 --save_steps 3 {SMALL}".split(), "--output_dir", f"{folder}/run"]
+    config = parse_options(words, prog="train", description="", base_for=settings_for)
+    ReinforceTrainer(args=config, screen=Screen(quiet=True)).train()
     return folder / "run"
 
 
-def test_a_logged_step_comes_out_again_from_the_nearest_earlier_checkpoint(run):
+def test_a_logged_step_comes_out_again_from_the_nearest_earlier_checkpoint(verb, run):
     begins = {1: "the start of the run", 3: "the start of the run", 4: "checkpoint-000003"}
     begins |= {7: "checkpoint-000006"}
     for step, begin in begins.items():
@@ -192,7 +178,7 @@ def test_a_logged_step_comes_out_again_from_the_nearest_earlier_checkpoint(run):
         assert found.steps[-1].step == step
         assert all(each.difference < 1e-5 for each in found.steps)
         assert found.steps[-1].grad_norm > 0
-    told = rl4lm(f"replay {run} --step 5", run.parent).stdout
+    told = verb("replay", run, "--step", 5).out
     assert "from checkpoint-000003, 2 steps done again" in told
     assert "step 5 agrees" in told
 
@@ -220,18 +206,19 @@ def test_a_norm_that_is_not_finite_agrees_with_no_finite_one(logged, found, agre
     assert _compare(1, *pair, 1e-4).agrees == agrees
 
 
-def test_what_cannot_be_replayed_is_refused_in_words(run, tmp_path):
-    assert "holds steps 1 to 7" in rl4lm(f"replay {run} --step 9", tmp_path, code=2).stderr
-    assert "holds no run" in rl4lm(f"replay {tmp_path} --step 1", tmp_path, code=2).stderr
-    assert "name a run and a step" in rl4lm("replay --step 1", tmp_path, code=2).stderr
+def test_what_cannot_be_replayed_is_refused_in_words(verb, run, tmp_path):
+    def refusal(folder, step):
+        return verb("replay", folder, "--step", step, code=2).err
+
+    assert "holds steps 1 to 7" in refusal(run, 9)
+    assert "holds no run" in refusal(tmp_path, 1)
+    assert "name a run and a step" in verb("replay", "--step", 1, code=2).err
     shutil.copytree(run, tmp_path / "run")
     (tmp_path / "run" / "completions" / "step-000005.jsonl").unlink()
-    refused = rl4lm("replay run --step 5", tmp_path, code=2)
-    assert "step-000005.jsonl' cannot be read" in refused.stderr
+    assert "step-000005.jsonl' cannot be read" in refusal(tmp_path / "run", 5)
     weights = tmp_path / "run" / "checkpoint-000006" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    refused = rl4lm("replay run --step 7", tmp_path, code=2)
-    assert "checkpoint-000006' cannot be read" in refused.stderr
+    assert "checkpoint-000006' cannot be read" in refusal(tmp_path / "run", 7)
 
 
 def test_without_an_early_checkpoint_the_checkpoints_are_named(tmp_path):

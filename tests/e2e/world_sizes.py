@@ -20,20 +20,12 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
+
+from rl4lm.estimator.names import BaselineName
 
 ROOT = Path(__file__).parents[2]
-BASELINES = [
-    "none",
-    "batch_mean",
-    "batch_leave_one_out",
-    "prompt_mean",
-    "prompt_leave_one_out",
-    "length_weighted",
-    "moving_average",
-    "prompt_value",
-    "linear_value",
-]
+BASELINES = get_args(BaselineName)
 COMMON: dict[str, Any] = {
     "prompts_per_step": 8,
     "num_generations": 4,
@@ -105,10 +97,10 @@ def work(folder: Path, layout: str, chosen: dict[str, dict[str, Any]]) -> None:
         begun = [whole(p.detach()).clone() for p in trainer.policy.trainable().values()]
         given = alone if alone is not None and case["dtype"] == "float32" else None
         if case.get("broken"):
-            World.sum_gradients = lambda world, parameters: None  # type: ignore[method-assign]
+            World.sum_gradients = lambda world, parameters: None
         with drawn_or_given(trainer, given, case.get("rollouts")) as drawn:
             trainer.train()
-        World.sum_gradients = sum_gradients  # type: ignore[method-assign]
+        World.sum_gradients = sum_gradients
         weights = [whole(p.detach()).clone() for p in trainer.policy.trainable().values()]
         everybody = trainer.world.gather_lists([drawn])
         if trainer.world.is_main:
@@ -187,11 +179,11 @@ def drawn_or_given(trainer: Any, given: Any, kind: str | None) -> Iterator[dict[
             notes[f"{step}/{place}"] = note_of(rollout, k, slice(k * group, (k + 1) * group))
         return rollout
 
-    Gatherer.sample = draw  # type: ignore[method-assign]
+    Gatherer.sample = draw
     try:
         yield notes
     finally:
-        Gatherer.sample = sample  # type: ignore[method-assign]
+        Gatherer.sample = sample
 
 
 def note_of(rollout: Any, prompt: int, rows: slice) -> dict[str, Any]:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from rl4lm.errors import ModelError
-from rl4lm.model import policy
-from rl4lm.model.policy import PolicyModule
+from rl4lm.model import teacher_forcing
+from rl4lm.model.module import PolicyModule
 
 TIGHT = 1e-10
 P, G = 3, 4  # of every subject, as in conftest.py
@@ -48,13 +48,13 @@ def calls(monkeypatch) -> list[Call]:
 def gradients(monkeypatch) -> list[int]:
     """Rows of every call of the head's gradient from here on."""
     seen: list[int] = []
-    tiled = policy.tiled_gradient
+    tiled = teacher_forcing.tiled_gradient
 
     def counted(hidden, *rest):
         seen.append(len(hidden))
         return tiled(hidden, *rest)
 
-    monkeypatch.setattr(policy, "tiled_gradient", counted)
+    monkeypatch.setattr(teacher_forcing, "tiled_gradient", counted)
     return seen
 
 

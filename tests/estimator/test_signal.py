@@ -62,7 +62,7 @@ def test_a_step_without_any_advantage_leaves_weights_and_optimizer_as_they_are(
         return kit.by_completion(completion_ids)
 
     subject = kit.Subject(tiny, reward, optim=optim, gamma=gamma, weight_decay=0.1)
-    optimizer = subject.learner._optimizer
+    optimizer = subject.learner.updates.optimizer
     assert subject.step().metrics["updated"]
     before, kept = subject.weights(), copy.deepcopy(optimizer.state_dict())
     stats = subject.step()

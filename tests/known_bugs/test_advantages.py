@@ -19,7 +19,7 @@ from rl4lm.config import COMPARES_WITHIN_PROMPT
 from rl4lm.errors import ConfigError
 from rl4lm.estimator import baselines, shaping
 from rl4lm.estimator.baselines import BASELINES, BaselineInputs
-from rl4lm.model import policy
+from rl4lm.model import teacher_forcing
 from rl4lm.sampling import sampler
 from rl4lm.types import Scores
 from rl4lm.verify import verify
@@ -164,7 +164,7 @@ def test_a_group_of_one_is_not_compared_with_itself(name, tiny, kit):
     assert run.gap(run.naive(by_hand)) < TIGHT
     assert stats.metrics["updated"]
     # The bug, behind the back of the configuration.
-    run.learner.gatherer.baseline = BASELINES["prompt_mean"]
+    run.learner.gatherer.centre.baseline = BASELINES["prompt_mean"]
     broken = run.learner.step()
     assert broken.metrics["effective_samples"] == 0
     assert not broken.metrics["updated"]
@@ -176,13 +176,13 @@ def test_prompts_whose_completions_all_earn_the_same_cost_nothing_and_move_nothi
     """trl#5588, trl PR#5598, trl PR#5640, trl#6367: groups of constant reward were run forward and
     backward all the same, and with a weight on the KL they moved the model by the KL alone."""
     ran: list[int] = []
-    cut = policy.micro_batches
+    cut = teacher_forcing.micro_batches
 
     def counted(rollout, rows, *rest):
         ran.extend(rows)
         return cut(rollout, rows, *rest)
 
-    monkeypatch.setattr(policy, "micro_batches", counted)
+    monkeypatch.setattr(teacher_forcing, "micro_batches", counted)
 
     def reward(prompts, completion_ids, **kwargs):
         same = {"t5": 0.1 + 0.2, "t1 t2": -7.3}  # neither is a sum of powers of two

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerFast
 from rl4lm import Rollout
 from rl4lm.diagnostics import gap_is_suspicious
 from rl4lm.estimator import logprobs
-from rl4lm.model import policy
+from rl4lm.model import decoding
 from rl4lm.passes import microbatch
 
 TIGHT = 1e-10  # on the norm of the difference and on the ratio of norms, float64
@@ -92,7 +92,7 @@ def test_left_padding_shifts_no_learned_position(architecture, tiny, monkeypatch
         alone = features(Rollout.from_lists([prompt], [[1]]))
         assert float((together[k] - alone[0]).abs().max()) < 1e-12
     # The bug: places are counted from the left edge, padding included.
-    monkeypatch.setattr(policy, "_positions", lambda m: torch.arange(m.shape[1]).expand(m.shape))
+    monkeypatch.setattr(decoding, "_positions", lambda m: torch.arange(m.shape[1]).expand(m.shape))
     assert float((features(run.rollout) - together).abs().max()) > NOTICED
     broken = run.learner.step().metrics
     assert broken["sampler_gap_max"] > NOTICED

@@ -14,6 +14,7 @@ from peft import LoraConfig
 from transformers import AutoModelForCausalLM
 
 from rl4lm import ReinforceConfig
+from rl4lm.assembly import end_rule
 from rl4lm.diagnostics import gap_is_suspicious
 from rl4lm.errors import ConfigError, ModelError
 from rl4lm.experience import Gatherer
@@ -209,7 +210,9 @@ def of_rank(run: Any, rank: int, size: int) -> Gatherer:
     world = World()
     world.rank, world.size = rank, size
     trainer = run.trainer
-    return Gatherer(trainer.config, run.policy, trainer.task, trainer._ends, None, world)
+    return Gatherer(
+        trainer.config, run.policy, trainer.task, end_rule(trainer.config, run.policy), None, world
+    )
 
 
 @pytest.mark.parametrize("size", [2, 4])

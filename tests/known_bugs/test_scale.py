@@ -18,7 +18,7 @@ from torch import Tensor
 
 from rl4lm import ReinforceTrainer, Rollout, objective
 from rl4lm.estimator import losses
-from rl4lm.model import policy
+from rl4lm.model import policy, teacher_forcing
 from rl4lm.passes import microbatch
 from rl4lm.screen.console import Screen
 from rl4lm.types import StepStats
@@ -32,14 +32,14 @@ SPLITS = (1, 10, 20, 10**6)  # tokens of a micro-batch: one row each, some, some
 
 def scale_micro_batches(patch: Any, factor: Callable[[int], float]) -> None:
     """Plant a factor that depends on the tokens n of a micro-batch."""
-    tiled = policy.tiled_gradient
+    tiled = teacher_forcing.tiled_gradient
 
     def scaled(hidden, head, targets, weights, temperature, vocabulary, entropies=None):
         by = factor(len(targets))
         changed = None if entropies is None else entropies * by
         return tiled(hidden, head, targets, weights * by, temperature, vocabulary, changed)
 
-    patch.setattr(policy, "tiled_gradient", scaled)
+    patch.setattr(teacher_forcing, "tiled_gradient", scaled)
 
 
 @pytest.fixture
@@ -268,28 +268,30 @@ def test_a_gradient_that_is_not_finite_touches_nothing_and_is_not_carried_on(
     options = {"optim": optim, "max_grad_norm": 1.0, "learning_rate": 1e-3}
     run = kit.Run(tiny, max_tokens_per_micro_batch=23, **options)
     run.step()
-    before, kept = run.weights(), copy.deepcopy(run.learner._optimizer.state_dict())
-    tiled, calls = policy.tiled_gradient, iter(range(10**6))
+    before, kept = run.weights(), copy.deepcopy(run.learner.updates.optimizer.state_dict())
+    tiled, calls = teacher_forcing.tiled_gradient, iter(range(10**6))
 
     def poisoned(hidden, *rest):
         logprobs, gradient = tiled(hidden, *rest)
         return logprobs, gradient * (math.nan if next(calls) == 1 else 1.0)
 
     with monkeypatch.context() as patch:
-        patch.setattr(policy, "tiled_gradient", poisoned)
+        patch.setattr(teacher_forcing, "tiled_gradient", poisoned)
         stats = run.step()
     assert next(calls) > 2, "several micro-batches, one of them poisoned"
     assert math.isnan(stats.metrics["grad_norm"])
     assert not stats.metrics["updated"]
     assert all(torch.equal(value, before[name]) for name, value in run.weights().items())
-    state = run.learner._optimizer.state_dict()["state"]
+    state = run.learner.updates.optimizer.state_dict()["state"]
     for key, held in kept["state"].items():
         assert all(torch.equal(held[n], state[key][n]) for n in held if n != "momentum_buffer")
     stats = run.step()
     assert math.isfinite(stats.metrics["grad_norm"])
     assert stats.metrics["updated"]
     monkeypatch.setattr(
-        policy, "tiled_gradient", lambda h, *rest: (tiled(h, *rest)[0], h.detach() * math.nan)
+        teacher_forcing,
+        "tiled_gradient",
+        lambda h, *rest: (tiled(h, *rest)[0], h.detach() * math.nan),
     )
     run.step(), run.step(), run.step()
     assert run.learner.non_finite == 3  # after which a run stops: tests/e2e/test_resume.py
@@ -333,8 +335,8 @@ def test_what_is_shown_of_a_step_says_whether_it_learns(tiny, capsys, kit):
             heard.append(stats)
 
     run = kit.Run(tiny, logging_steps=1, max_steps=3, learning_rate=1e-3)
-    run.trainer._journal.screen = Screen(logging_steps=1)
-    run.trainer._callbacks.append(Listener())
+    run.trainer._run.journal.screen = Screen(logging_steps=1)
+    run.trainer._run.callbacks.append(Listener())
     run.trainer.train()
     shown = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step ")]
     assert len(shown) == 3

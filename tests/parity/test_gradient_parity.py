@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from rl4lm import Rollout
-from rl4lm.model import policy
+from rl4lm.model import teacher_forcing
 
 ARCHITECTURES = ["gpt2", "opt", "llama", "qwen2"]
 TEMPERATURE = 0.7
@@ -111,7 +111,7 @@ def test_mistakes_would_be_noticed(mistake, monkeypatch, tiny):
     elif mistake == "temperature":
         options = {"temperature": 1.0}
     trainer = tiny.build_trainer(model, **options)
-    tiled = policy.tiled_gradient
+    tiled = teacher_forcing.tiled_gradient
 
     def broken(hidden, head, targets, weights, *rest):
         if mistake == "shifted targets":
@@ -119,7 +119,7 @@ def test_mistakes_would_be_noticed(mistake, monkeypatch, tiny):
         return tiled(hidden, head, targets, weights * 6 / 3, *rest)  # three of six rows
 
     if mistake in ("shifted targets", "N per micro-batch"):
-        monkeypatch.setattr(policy, "tiled_gradient", broken)
+        monkeypatch.setattr(teacher_forcing, "tiled_gradient", broken)
     difference, scale = tiny.gap(trainer.gradient(rollout, advantages), expected)
     assert difference > 1e-2
     assert scale > 1e-2

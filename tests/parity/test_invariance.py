@@ -14,7 +14,7 @@ from rl4lm import Rollout
 from rl4lm.backward import Backward
 from rl4lm.estimator import logprobs
 from rl4lm.estimator.losses import TokenWeights
-from rl4lm.model import policy
+from rl4lm.model import teacher_forcing
 from rl4lm.model.loading import load_model, open_model
 from rl4lm.model.policy import Policy
 from rl4lm.model.preparing import inference_mode_of, make_policy
@@ -59,9 +59,11 @@ def test_the_gradient_does_not_depend_on_the_layout_of_the_work(trainer, tiny, m
     rollout = tiny.random_rollout()
     expected = trainer.gradient(rollout, ADVANTAGES)
     other, rows = permuted(rollout, [2, 0, 1])
-    run, cut = trainer.policy._run, []
+    run, cut = trainer.policy.module.run, []
     monkeypatch.setattr(
-        trainer.policy, "_run", lambda batch, read: cut.append(len(batch.rows)) or run(batch, read)
+        trainer.policy.module,
+        "run",
+        lambda batch, read: cut.append(len(batch.rows)) or run(batch, read),
     )
     layouts = {
         f"budget {n}": with_budget(trainer, n).gradient(rollout, ADVANTAGES) for n in (1, 20)
@@ -91,10 +93,10 @@ def test_samples_without_advantage_are_not_run_and_still_count_in_n(trainer, tin
     assert tiny.gap(without, expected)[1] == pytest.approx(0.5, abs=1e-4)
 
     forwards: list[int] = []
-    run = trainer.policy._run
+    run = trainer.policy.module.run
     monkeypatch.setattr(
-        trainer.policy,
-        "_run",
+        trainer.policy.module,
+        "run",
         lambda batch, read: forwards.extend(batch.rows.tolist()) or run(batch, read),
     )
     trainer.gradient(rollout, ADVANTAGES)
@@ -276,13 +278,13 @@ def test_equal_completions_are_run_once_with_the_weights_of_all(tiny, monkeypatc
     model = tiny.build_model("llama")
     expected = tiny.naive_gradient(copy.deepcopy(model).eval(), rollout, advantages, 1.0)
     run: list[int] = []
-    cut = policy.micro_batches
+    cut = teacher_forcing.micro_batches
 
     def counted(rollout, rows, *rest):
         run.extend(rows)
         return cut(rollout, rows, *rest)
 
-    monkeypatch.setattr(policy, "micro_batches", counted)
+    monkeypatch.setattr(teacher_forcing, "micro_batches", counted)
     trainer = tiny.build_trainer(model)
     run.clear()
     difference, scale = tiny.gap(trainer.gradient(rollout, advantages), expected)
@@ -299,6 +301,6 @@ def test_completions_of_unequal_prompts_are_never_taken_for_equal(tiny, monkeypa
     model = tiny.build_model("llama")
     expected = tiny.naive_gradient(copy.deepcopy(model).eval(), rollout, advantages, 1.0)
     trainer = tiny.build_trainer(model)
-    monkeypatch.setattr(policy, "first_of_equals", lambda rollout: torch.tensor([0, 0]))
+    monkeypatch.setattr(teacher_forcing, "first_of_equals", lambda rollout: torch.tensor([0, 0]))
     difference, _ = tiny.gap(trainer.gradient(rollout, advantages), expected)
     assert difference > 1e-2

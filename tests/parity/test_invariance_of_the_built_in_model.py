@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+from launching import TWO_PROCESSES, finished
 from torch import Tensor
 
 from rl4lm import ReinforceConfig, ReinforceTrainer, Rollout
-from rl4lm.model import policy
+from rl4lm.model import teacher_forcing
 from rl4lm.processes.dealing import deal
 from rl4lm.screen.console import Screen
 
-CPU2 = Path(__file__).parents[2] / "recipes" / "accelerate" / "cpu2.yaml"
 LIMITS = {"float32": 1e-5, "float64": 1e-10}
 P, G = 12, 6
 
@@ -95,13 +90,13 @@ def test_the_order_of_the_prompts_and_padding_change_nothing(subject, tiny):
 def test_running_samples_without_advantage_too_changes_nothing(subject, tiny, monkeypatch):
     dtype, use_peft, rollout, advantages, _ = subject
     trainer = exact_build(tiny, dtype, use_peft, 100)
-    cut, run = policy.micro_batches, []
+    cut, run = teacher_forcing.micro_batches, []
 
     def every_row(rollout, rows, *rest):
         run.extend(rows)
         return cut(rollout, range(P * G), *rest)
 
-    monkeypatch.setattr(policy, "micro_batches", every_row)
+    monkeypatch.setattr(teacher_forcing, "micro_batches", every_row)
     # Of equal completions only the first one carries their weights.
     assert close(tiny, subject, trainer.gradient(rollout, advantages))
     assert 0 < len(run) < P * G
@@ -143,16 +138,7 @@ def test_two_processes_with_uneven_shares_find_the_gradient_of_one(tiny, tmp_pat
     advantages[:24] *= torch.arange(24) % 2  # a process with fewer live rows than the other
     torch.save({"rollout": dict(vars(rollout)), "advantages": advantages}, tmp_path / "given.pt")
     (tmp_path / "two.py").write_text(TWO)
-    words = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CPU2)]
-    done = subprocess.run(
-        [*words, "two.py", str(tmp_path)],
-        cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        timeout=140,
-    )
-    assert done.returncode == 0, done.stderr
+    finished([*TWO_PROCESSES, "two.py", tmp_path], tmp_path, seconds=140)
     for dtype, limit in LIMITS.items():
         expected = build(dtype).gradient(rollout, advantages)
         first, second = (torch.load(tmp_path / f"{dtype}-{rank}.pt") for rank in (0, 1))

@@ -4,7 +4,8 @@ import time
 
 import pytest
 
-from rewards.grading.extraction import Opening, opening_of, readings, text_of
+from rewards.batches import text_of
+from rewards.grading.extraction import Opening, opening_of, readings
 from rewards.sandbox.choice import chosen
 
 PROMPT = "import math\n\ndef f(x):\n    '''The square.'''\n"

@@ -314,7 +314,7 @@ def test_the_overlong_penalty_is_a_slope_down_to_the_limit() -> None:
     lengths = [0, 79, 80, 81, 90, 99, 100, 101, 1000]
     expected = [0.0, 0.0, 0.0, -1 / 20, -10 / 20, -19 / 20, -1.0, -1.0, -1.0]
     assert [ids_score(penalty, [1] * length) for length in lengths] == expected
-    assert penalty.minimum == -1.0  # type: ignore[attr-defined]
+    assert penalty.minimum == -1.0
 
 
 def test_an_overlong_penalty_without_margin_is_a_plain_limit() -> None:

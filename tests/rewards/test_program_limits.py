@@ -65,7 +65,7 @@ def test_limits_and_isolation_reach_the_sandbox_and_equal_ones_share_it(
     for _ in range(2):
         for isolation in ("container", "sandbox"):
             with pytest.raises(InterruptedError):
-                with_limits(unit_tests, Limits(seconds=7), isolation)(  # type: ignore[arg-type]
+                with_limits(unit_tests, Limits(seconds=7), isolation)(
                     completions=["x"], tests=[TESTS]
                 )
     limits = Limits(seconds=7)

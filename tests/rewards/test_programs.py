@@ -153,6 +153,8 @@ def test_a_row_whose_tests_turn_out_to_be_broken_is_named_too() -> None:
 def test_columns_of_another_length_and_completions_that_are_no_text_are_refused() -> None:
     with pytest.raises(ValueError, match="'tests' has 2 values for 1 completions"):
         unit_tests(completions=[RIGHT], tests=[TESTS] * 2)
+    with pytest.raises(TypeError, match="unit_tests: column 'tests' is a str"):
+        unit_tests(completions=[RIGHT], tests="{")  # as long as the batch, by chance
     with pytest.raises(TypeError, match="completion 0 is 7"):
         unit_tests(completions=[7], tests=[TESTS])
 

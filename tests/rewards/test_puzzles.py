@@ -137,7 +137,7 @@ class Grader:
 def grading(monkeypatch: pytest.MonkeyPatch) -> Any:
     """`rewards.puzzle_grading` with that one task and without the library."""
     factory = types.ModuleType("reasoning_gym.factory")
-    factory.create_dataset = lambda task: Grader()  # type: ignore[attr-defined]
+    factory.create_dataset = lambda task: Grader()
     monkeypatch.setitem(sys.modules, "reasoning_gym", types.ModuleType("reasoning_gym"))
     monkeypatch.setitem(sys.modules, "reasoning_gym.factory", factory)
     monkeypatch.delitem(sys.modules, "rewards.puzzle_grading", raising=False)

@@ -40,9 +40,24 @@ function axis(form) {
     stroke: colour("--soft"),
     grid: { stroke: colour("--line"), width: 1 },
     ticks: { stroke: colour("--line"), width: 1 },
-    size: 60,
+    size: 68,
     values: (plot, splits) => splits.map((value) => (value == null ? "" : written(form, value))),
   };
+}
+
+// A value under the pointer with the bounds of its interval, which stand in the two series after it.
+function withBounds(form) {
+  return (plot, shown, at, index) => {
+    if (!isNumber(shown)) return "–";
+    const [high, low] = [plot.data[at + 1][index], plot.data[at + 2][index]].map((bound) => written(form, bound));
+    return `${written(form, shown)} (${low.replace(" %", "")} to ${high.replace(" %", "")})`;
+  };
+}
+
+// A line that is clicked away takes its raw values, or its interval, with it.
+function follow(plot, place, change) {
+  if (place == null || change.show == null) return;
+  (plot.series[place].companions || []).forEach((each) => plot.setSeries(each, { show: change.show }));
 }
 
 function seriesOf(lines, figure) {
@@ -59,15 +74,20 @@ function seriesOf(lines, figure) {
       if (line.bounds && line.bounds[0] && line.bounds[1]) {
         const at = series.length;
         tables.push([line.steps, line.bounds[1]], [line.steps, line.bounds[0]]);
-        series.push({ label: line.label + ", upper", stroke: withAlpha(stroke, 0.4), spanGaps: true, value });
-        series.push({ label: line.label + ", lower", stroke: withAlpha(stroke, 0.4), spanGaps: true, value });
+        const edge = { class: "companion", stroke: withAlpha(stroke, 0.4), points: { show: false }, spanGaps: true };
+        series.push({ label: line.label + ", upper", ...edge }, { label: line.label + ", lower", ...edge });
+        series[at - 1].companions = [at, at + 1];
+        series[at - 1].value = withBounds(figure.form);
         bands.push({ series: [at, at + 1], fill: withAlpha(stroke, 0.15) });
       }
     } else {
       tables.push([line.steps, line.values], [line.steps, smooth(line.values, curves.width)]);
       const raw = curves.width > 1;
-      series.push({ label: line.label + ", raw", stroke: withAlpha(stroke, 0.35), show: raw, spanGaps: true, points: { show: false }, value });
-      series.push({ label: line.label, stroke, width: 2, spanGaps: true, points: { show: line.values.filter(isNumber).length < 40 }, value });
+      const thin = { class: "companion", stroke: withAlpha(stroke, 0.35), points: { show: false } };
+      series.push({ label: line.label + ", raw", show: raw, spanGaps: true, ...thin });
+      const companions = raw ? [series.length - 1] : [];
+      const few = line.values.filter(isNumber).length < 40;
+      series.push({ label: line.label, stroke, width: 2, spanGaps: true, points: { show: few }, value, companions });
     }
   });
   return { data: uPlot.join(tables), series, bands };
@@ -85,6 +105,7 @@ function draw(item) {
     axes: [xAxis, axis(figure.form)],
     cursor: { sync: { key: "steps" }, focus: { prox: 24 } },
     legend: { live: true },
+    hooks: { setSeries: [follow] },
     series,
     bands,
   };

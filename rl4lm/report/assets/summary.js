@@ -1,6 +1,23 @@
 "use strict";
 // Before and after, what the doctor says, and the settings of the runs side by side.
 
+// A value, and its interval, which goes below it where there is little room.
+function valueCell(text) {
+  const [value, interval] = (text ?? "–").split(" (");
+  const bounds = interval && element("span", { class: "interval" }, ` (${interval}`);
+  return element("td", { class: "number" }, value, bounds ?? null);
+}
+
+// Every metric that was evaluated, and each group of prompts, with its interval.
+function beforeAndAfter(rows) {
+  const shown = rows.some((row) => row.before != null) ? ["before", "after"] : ["after"];
+  const lines = rows.map((row) =>
+    element("tr", {}, element("th", { scope: "row" }, row.label), ...shown.map((when) => valueCell(row[when]))));
+  const titles = shown.map((word) => element("th", { scope: "col", class: "number" }, shown[1] ? word : "so far"));
+  const head = element("tr", {}, element("td"), ...titles);
+  return element("table", {}, element("thead", {}, head), element("tbody", {}, ...lines));
+}
+
 function card(run) {
   const { headline, facts } = run;
   const made = element("article", { class: "card" }, element("h3", {}, run.name));
@@ -8,16 +25,7 @@ function card(run) {
     const from = headline.before == null ? null : element("span", { class: "from" }, written(headline.form, headline.before) + " → ");
     made.append(element("p", { class: "big" }, from, element("span", {}, written(headline.form, headline.after))));
     made.append(element("p", { class: "soft" }, headline.said));
-    const groups = headline.groups || [];
-    if (groups.length) {
-      const rows = groups.map((group) => element("tr", {},
-        element("th", { scope: "row" }, group.name),
-        element("td", { class: "number" }, written(headline.form, group.before)),
-        element("td", { class: "number" }, written(headline.form, group.after))));
-      const titles = ["before", "after"].map((word) => element("th", { scope: "col", class: "number" }, word));
-      const head = element("tr", {}, element("td"), ...titles);
-      made.append(element("table", {}, element("thead", {}, head), element("tbody", {}, ...rows)));
-    }
+    made.append(beforeAndAfter(headline.rows));
   } else {
     made.append(element("p", {}, "No evaluation was logged."));
   }
@@ -40,10 +48,12 @@ function showFindings(runs) {
   for (const run of runs) {
     run.findings.forEach((found) => list.append(finding(found, run, runs.length > 1)));
     const named = runs.length > 1 ? run.name + ": " : "";
-    const checked = `${named}${run.findings.length ? "" : "Nothing found. "}Checked: ${run.checked.join(", ") || "nothing"}.`;
-    list.append(element("p", { class: "soft" }, checked));
+    if (!run.findings.length) list.append(element("p", {}, named + "nothing found"));
     run.damage.forEach((text) => list.append(element("p", { class: "soft" }, named + text)));
   }
+  const checked = [...new Set(runs.flatMap((run) => run.checked))];
+  const title = element("summary", {}, `What was looked at: ${checked.length} things`);
+  list.append(element("details", { class: "soft" }, title, checked.join(", ") || "nothing"));
 }
 
 function showSettings(data) {

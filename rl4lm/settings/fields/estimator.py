@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic.dataclasses import dataclass
 
+from rl4lm.estimator.names import BaselineName
 from rl4lm.settings.schema import RULES, option
 
 
@@ -13,18 +14,7 @@ from rl4lm.settings.schema import RULES, option
 class EstimatorFields:
     """What the gradient is of."""
 
-    baseline: Literal[
-        "auto",
-        "none",
-        "batch_mean",
-        "batch_leave_one_out",
-        "prompt_mean",
-        "prompt_leave_one_out",
-        "length_weighted",
-        "moving_average",
-        "prompt_value",
-        "linear_value",
-    ] = option(
+    baseline: Literal["auto", BaselineName] = option(
         "estimator",
         "auto",
         "what is subtracted from a reward; auto is prompt_leave_one_out where num_generations > 1, "

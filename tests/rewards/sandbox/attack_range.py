@@ -27,8 +27,9 @@ ATTACKS = PROJECT / "tests" / "attacks"
 sys.path[:0] = [str(PROJECT), str(HERE)]
 sys.dont_write_bytecode = True
 
-from attack_world import World  # noqa: E402
+from attack_world import World  # noqa: E402, by the path above
 
+# By the path above.
 from rewards.grading.extraction import readings  # noqa: E402
 from rewards.grading.judging import Submission, Verdict, judge  # noqa: E402
 from rewards.grading.row_tasks import unit_tests_row  # noqa: E402
@@ -133,9 +134,9 @@ class Range:
             return answer
 
         peaks = self._peaks
-        worker.Worker.request = request  # type: ignore[method-assign]
+        worker.Worker.request = request
         handler = logging.Handler()
-        handler.emit = lambda record: self._logged.append(record.getMessage())  # type: ignore[method-assign]
+        handler.emit = lambda record: self._logged.append(record.getMessage())
         logging.getLogger().addHandler(handler)
         warnings.showwarning = lambda message, *rest: self._logged.append(str(message))
 
@@ -199,7 +200,7 @@ class Range:
 
         def judged(runner: Runner, item: Submission) -> Verdict:
             watched.append(Watched(runner, seconds))
-            return judge(watched[-1], item)  # type: ignore[arg-type]
+            return judge(watched[-1], item)
 
         verdict = None
         try:
@@ -227,11 +228,11 @@ def main() -> None:
     options.folder = options.folder or ["host", "verdict", "completions", "honest"]
     field = Range(options)
     try:
-        print(json.dumps({"layers": field.layers, "uid": os.getuid()}), flush=True)  # noqa: T201
+        print(json.dumps({"layers": field.layers, "uid": os.getuid()}), flush=True)
         for attack in field.attacks:
             asked = not options.only or options.only in (attack.layer, attack.name)
             if asked and field.can_stop(attack):
-                print(json.dumps(field.report(attack)), flush=True)  # noqa: T201
+                print(json.dumps(field.report(attack)), flush=True)
     finally:
         field.close()
 

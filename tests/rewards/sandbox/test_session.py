@@ -129,7 +129,10 @@ def test_a_child_that_does_not_read_its_requests_runs_out_of_time(sandbox):
 
 def test_standard_input_is_fed_and_closed(sandbox):
     text = b"line\n" * 100_000
-    size = lambda session: session.ask(b"len(__import__('sys').stdin.buffer.read())")  # noqa: E731
+
+    def size(session):
+        return session.ask(b"len(__import__('sys').stdin.buffer.read())")
+
     assert run(sandbox, "", size, stdin=text) == str(len(text)).encode()
 
 

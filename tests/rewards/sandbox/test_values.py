@@ -129,7 +129,7 @@ def test_a_subclass_is_sent_as_the_value_of_its_base_class(value: Any, base: Any
 
 
 class Pretender:
-    __class__ = property(lambda self: int)  # type: ignore[assignment]
+    __class__ = property(lambda self: int)
 
     def __index__(self) -> int:
         return 3
