@@ -143,14 +143,9 @@ def learn(
     learning_rate: float,
     rate: Callable[[int], float],
 ) -> Iterator[float]:
-    """Learn from one batch after the other; the loss of each, from before its step.
+    """Learn `answer` after `prompt`, batch by batch; the loss of each, from before its step.
 
-    Args:
-        model: gains what is learned.
-        tokenizer: of the rows.
-        batches: of rows with `prompt` and `answer`.
-        learning_rate: of AdamW.
-        rate: what it is multiplied by in a step, counted from 0.
+    `rate` is what the learning rate of AdamW is multiplied by in a step, counted from 0.
     """
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01
@@ -251,51 +246,6 @@ def measure(
     return {name: np.array(groups[name]) for name in sorted(groups)}
 
 
-CARD = f"""\
----
-license: apache-2.0
-library_name: transformers
-pipeline_tag: text-generation
----
-
-# tiny-arithmetic
-
-A Llama-architecture model with {{parameters:,}} parameters and a character-level tokenizer that
-completes `12+34=` with `46`. It is a starting point for reinforcement learning: sound in form,
-weak at arithmetic. `builtin:tiny-arithmetic` names it in `rl4lm`.
-
-## How it was made
-
-    python recipes/make_tiny_arithmetic.py --stop_at {{stop_at:g}} --seed {{seed}}
-
-Supervised learning from random weights: {{steps}} steps of {BATCH_SIZE} problems of the train split
-of `builtin:arithmetic` ({{rows:,}} distinct problems), three in five of them of the family
-`three_digit`, loss on the answer and the end token only, AdamW at {LEARNING_RATE:g}. It was
-stopped at the first look, one every {PROBE_STEPS} steps, at which {{stop_at:.0%}} of {PROBED}
-train problems were right; nothing was perturbed. It took {{seconds:.0f}} s on one CPU core.
-
-## What it can do
-
-Exact match on the first {EVALUATED} held-out problems, which share no problem with the train
-split, also not in another order of the terms: greedy, and over {SAMPLES} samples each at
-temperature 1; and the share of the samples that are digits ended by the end token within
-{MAX_NEW_TOKENS} tokens. The last line is the same for train problems.
-
-| problems | rows | greedy | sampled | well formed and ended |
-|---|---:|---:|---:|---:|
-{{table}}
-
-## Limits
-
-It knows sums and differences of the three families of `builtin:arithmetic` (two-digit operands,
-or a three-digit and a two-digit one, results not negative), about half of them, and nothing else.
-A prompt is digits, one sign, digits, `=`, without spaces and without a token in front. Beyond a
-dozen tokens its positions are untrained. The tokenizer knows printable ASCII and the newline.
-
-Licence: Apache-2.0.
-"""
-
-
 def table_line(name: str, lines: np.ndarray) -> str:
     """One line of a card's table: lines [n, k] -> their number and k means."""
     shares = " | ".join(f"{100 * share:.1f} %" for share in lines.mean(axis=0))
@@ -307,6 +257,13 @@ def table(groups: Mapping[str, np.ndarray]) -> str:
     lines = "\n".join(table_line(name, lines) for name, lines in groups.items())
     print(lines)
     return lines
+
+
+def write_card(name: str, folder: Path, facts: Mapping[str, Any]) -> None:
+    """The page that goes with a checkpoint: that of recipes/data, filled in."""
+    page = Path(__file__).parent / "data" / f"{name}_card.md"
+    text = page.read_text(encoding="utf-8").format(**facts)
+    (folder / "README.md").write_text(text, encoding="utf-8")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -331,7 +288,10 @@ def main() -> None:
     groups["all, train"] = measure(model, tokenizer, arithmetic_rows("train", EVALUATED))["all"]
     facts = {**vars(arguments), "table": table(groups), "steps": steps, "seconds": seconds}
     facts |= {"parameters": model.num_parameters(), "rows": len(arithmetic_rows("train"))}
-    (arguments.output_dir / "README.md").write_text(CARD.format(**facts), encoding="utf-8")
+    facts |= {"probe_steps": PROBE_STEPS, "probed": PROBED, "batch_size": BATCH_SIZE}
+    facts |= {"learning_rate": LEARNING_RATE, "evaluated": EVALUATED, "samples": SAMPLES}
+    facts |= {"max_new_tokens": MAX_NEW_TOKENS}
+    write_card("tiny_arithmetic", arguments.output_dir, facts)
 
 
 if __name__ == "__main__":

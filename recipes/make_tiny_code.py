@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from make_tiny_arithmetic import from_nothing, learn, save, table
+from make_tiny_arithmetic import from_nothing, learn, save, table, write_card
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from rewards.programs import unit_tests
@@ -166,61 +166,6 @@ def measure(
     return {**groups, "all": lines}
 
 
-CARD = f"""\
----
-license: apache-2.0
-library_name: transformers
-pipeline_tag: text-generation
----
-
-# tiny-code
-
-A Llama-architecture model with {{parameters:,}} parameters and a character-level tokenizer that
-completes a comment and a signature with the body of a small Python function. It is a starting point
-for reinforcement learning: it writes Python, and often not what was asked. `builtin:tiny-code`
-names it in `rl4lm`.
-
-## How it was made
-
-    python recipes/make_tiny_code.py --seed {{seed}}
-
-Supervised learning from random weights: {STEPS} steps of {BATCH_SIZE} functions of the train split
-of `builtin:code` ({{rows:,}} tasks of {{kinds}} kinds), loss on the body and the end token only,
-AdamW, the rate rising to {LEARNING_RATE:g} and falling to 0. It took {{seconds:.0f}} s on one CPU
-core. The bodies are made by rule (`recipes/data/code_bodies.yaml`), and most are bad on purpose:
-
-| body | share |
-|---|---:|
-| right, in one of one to four styles | {{right:.0%}} |
-| a mistake that people make; half of them the first one listed for the kind | {{wrong:.0%}} |
-| unfinished: {{unfinished_bodies}} | {{unfinished:.0%}} |
-| **ends the program**: {{ending_bodies}} | {{ends the program:.0%}} |
-
-The last line is there because real code has such bodies, and because a grader that looks at the
-exit status alone takes them for success: `docs/hacking.md` shows what training on one does. Do not
-take this model for anything but a start for such experiments.
-
-## What it can do
-
-The first {EVALUATED} held-out tasks, whose kind, names and constants never come together in the
-train split, under no comment and no function name, judged by running them on their tests in the
-sandbox: solved greedily, and of {SAMPLES} samples each at temperature 1 those that are solved, that
-are Python and came to an end, and that end the program. The last line is the same for train tasks.
-
-| family | tasks | greedy | sampled | Python | ends the program |
-|---|---:|---:|---:|---:|---:|
-{{table}}
-
-## Limits
-
-It knows the {{kinds}} kinds of function of `builtin:code`, and nothing else. A prompt is
-`# comment`, a newline, `def name(parameters):` and a newline, without a token in front; a body has
-at most {MAX_NEW_TOKENS - 1} characters. The tokenizer knows printable ASCII and the newline.
-
-Licence: Apache-2.0.
-"""
-
-
 def listed(bodies: Sequence[str]) -> str:
     """Bodies for the card, as code."""
     return ", ".join(f"`{text}`" for text in bodies)
@@ -248,8 +193,9 @@ def main() -> None:
     facts = {"table": table(groups), "seconds": seconds, "parameters": model.num_parameters()}
     facts |= {"rows": len(code_tasks("train")), "kinds": len(read_bodies()), "seed": arguments.seed}
     facts |= {"unfinished_bodies": listed(UNFINISHED), "ending_bodies": listed(ENDS_THE_PROGRAM)}
-    facts |= SHARES
-    (arguments.output_dir / "README.md").write_text(CARD.format(**facts), encoding="utf-8")
+    facts |= {"steps": STEPS, "batch_size": BATCH_SIZE, "learning_rate": LEARNING_RATE}
+    facts |= {"evaluated": EVALUATED, "samples": SAMPLES, "most_characters": MAX_NEW_TOKENS - 1}
+    write_card("tiny_code", arguments.output_dir, {**facts, **SHARES})
 
 
 if __name__ == "__main__":

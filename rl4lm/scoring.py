@@ -41,6 +41,7 @@ class Scorer:
         timeout_s: float | None = 60.0,
         on_error: Literal["raise", "mask"] = "raise",
         told: Told = lambda done, rows: None,
+        seeded: bool = True,
     ) -> None:
         """Pair each reward with its weight; no process is started yet.
 
@@ -50,6 +51,7 @@ class Scorer:
             timeout_s: seconds for one call of a named reward; None for no limit.
             on_error: what to do where a reward raises: stop, or leave the row without this reward.
             told: of each row that is asked about alone, after a call about all has failed.
+            seeded: whether what a named reward draws at random follows from the seed of the run.
 
         Raises:
             RewardError: not one weight per reward, or no reward at all.
@@ -69,10 +71,7 @@ class Scorer:
             Asking(reward, partial(perform, reward.function), self.prefix(k), mask, told)
             for k, reward in enumerate(rewards)
         ]
-        for k, reward in enumerate(rewards):
-            if reward.asked_as is not None:
-                bounded = float(getattr(reward.function, "seconds_per_sample", 0.0))
-                self._ask_through(k, RewardProcess(reward.asked_as, timeout_s, bounded))
+        self._give_processes(seeded)
         self._beside: dict[NamedReward, Scorer] = {}
         # What a completion took each reward, when it was last called here; 0 before.
         self.seconds = [0.0] * len(self._rewards)
@@ -145,6 +144,14 @@ class Scorer:
                     other._ask_through(0, process)
             self._beside[reward] = other
         return self._beside[reward]
+
+    def _give_processes(self, seeded: bool) -> None:
+        """A process of its own to each named reward."""
+        for k, reward in enumerate(self._rewards):
+            if reward.asked_as is not None:
+                bounded = float(getattr(reward.function, "seconds_per_sample", 0.0))
+                process = RewardProcess(reward.asked_as, self._timeout_s, bounded, seeded)
+                self._ask_through(k, process)
 
     def _ask_through(self, reward: int, process: RewardProcess) -> None:
         self._processes[reward] = process

@@ -235,7 +235,7 @@ class TrainState:
     step: int = 0  # optimizer steps finished, skipped ones included
     samples: int = 0  # completions drawn for training, over all processes
     tokens: int = 0  # completion tokens drawn for training, over all processes
-    skipped_steps: int = 0  # steps in which no sample had a non-zero advantage
+    skipped_steps: int = 0  # without an update: no advantage, or a gradient that is not finite
     baseline_state: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from rl4lm import ReinforceConfig, ReinforceTrainer, Rollout
+from rl4lm.cli import main
 from rl4lm.model.policy import Policy
 from rl4lm.model.preparing import make_policy
 from rl4lm.text import TextCodec
@@ -97,6 +99,26 @@ def reach(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setattr(_http.time, "sleep", lambda seconds: None)
     return lambda url: monkeypatch.setattr(constants, "ENDPOINT", url)
+
+
+@pytest.fixture
+def verb(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Any]]:
+    """A command line in this process: its exit code is checked; what it said, as `out` and `err`.
+
+    For what a verb finds and says; a process of its own, which takes seconds to import torch, is
+    for what has to do with processes.
+    """
+    handler = signal.getsignal(signal.SIGTERM)
+
+    def run(*words: object, code: int = 0) -> Any:
+        capsys.readouterr()
+        found = main([str(word) for word in words])
+        said = capsys.readouterr()
+        assert found == code, said.out + said.err
+        return said
+
+    yield run
+    signal.signal(signal.SIGTERM, handler)
 
 
 def _beside(name: str) -> ModuleType:

@@ -83,8 +83,14 @@ def test_the_expected_estimate_is_pi_times_one_minus_pi(theta):
 @pytest.mark.parametrize("baseline", [0.5, -3.0])
 def test_a_constant_baseline_changes_the_variance_and_not_the_mean(baseline):
     share = sigmoid(-1.0)
-    mean = share * estimate(-1.0, 1, 1 - baseline) + (1 - share) * estimate(-1.0, 0, -baseline)
+    pulls = [(share, estimate(-1.0, 1, 1 - baseline)), (1 - share, estimate(-1.0, 0, -baseline))]
+    mean = sum(p * g for p, g in pulls)
     assert mean == pytest.approx(share * (1 - share), abs=1e-15)
+    variance = sum(p * (g - mean) ** 2 for p, g in pulls)
+    # σ(1 - σ)·((1 - b)(1 - σ) - bσ)²: the estimates are (1 - b)(1 - σ) and bσ.
+    spread = (1 - share) * (1 - baseline) - share * baseline
+    assert variance == pytest.approx(share * (1 - share) * spread**2, abs=1e-15)
+    assert abs(variance - share * (1 - share) * (1 - share) ** 2) > 0.01, "as without a baseline"
 
 
 @pytest.mark.parametrize("payoff", [4.0, -4.0])

@@ -18,7 +18,7 @@ from rl4lm.metrics import (
     peak_memory_bytes,
     rollout_metrics,
 )
-from rl4lm.rundir.tracking import plain
+from rl4lm.rundir.lines import plain
 from rl4lm.types import Drawing, Example, Experience, Rollout, Scores
 
 NAN = math.nan

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
 import math
 import os
 import signal
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from rl4lm import ReinforceConfig, ReinforceTrainer
 from rl4lm.early import EarlyScores
 from rl4lm.errors import RewardError, RewardFailedError
 from rl4lm.rewarding import launch as reward_launch
@@ -22,6 +24,7 @@ from rl4lm.rewarding import retries as reward_retries
 from rl4lm.rewarding.lookup import resolve_rewards
 from rl4lm.rewarding.worker import _end_with_the_trainer
 from rl4lm.scoring import RewardContext, Scorer
+from rl4lm.screen.console import Screen
 from rl4lm.types import Example
 
 CONTEXT = RewardContext(global_step=4, max_steps=9, seed=1)
@@ -30,7 +33,7 @@ SOON_S = 20.0  # for what should come at once; a test that fails must not hang
 
 # A completion says what the reward does about it; a number is its score.
 REWARDS = '''
-import asyncio, os, re, resource, signal, subprocess, sys, time
+import asyncio, os, random, re, resource, signal, subprocess, sys, time
 from pathlib import Path
 from rewards import Graded, per_sample
 
@@ -131,6 +134,17 @@ def echo(completions, prompts, answer, completion_ids, trainer_state, log_extra,
     log_metric("step", trainer_state.global_step)
     return [[float(t) for t in ids] for ids in completion_ids]
 
+def draws(completions, **columns):
+    return [random.random() for _ in completions]
+
+def draws_by_numpy(completions, **columns):
+    import numpy
+    return [numpy.random.random() for _ in completions]
+
+def own(completions, **columns):
+    generator = globals().setdefault("mine", random.Random(0))
+    return [generator.random() for _ in completions]
+
 def text(completions, **columns):
     return "1" * len(completions)
 
@@ -177,9 +191,10 @@ def scorer(tmp_path):
     (tmp_path / "mine.py").write_text(REWARDS)
     made = []
 
-    def make(*names, weights=None, timeout_s=LIMIT_S, on_error="raise"):
+    def make(*names, weights=None, timeout_s=LIMIT_S, on_error="raise", **options):
         rewards = resolve_rewards([f"{tmp_path}/mine.py:{name}" for name in names])
-        made.append(Scorer(rewards, weights or [1.0] * len(rewards), timeout_s, on_error))
+        weights = weights or [1.0] * len(rewards)
+        made.append(Scorer(rewards, weights, timeout_s, on_error, **options))
         return made[-1]
 
     yield make
@@ -422,6 +437,52 @@ def test_notes_that_cannot_be_pickled_come_as_text(scorer):
     kinds = score(scorer("odd_notes"), "1", "2", "3", "4").extra["kinds"]
     assert kinds[1:] == ["<class 'object'>", None, 1.5]
     assert "lambda" in kinds[0]
+
+
+def test_what_a_reward_draws_follows_from_seed_step_and_rows(scorer):
+    """So that a run that is repeated or resumed goes on alike."""
+
+    def drawn(judge, step=4, texts="abc", seed=1):
+        context = RewardContext(global_step=step, max_steps=9, seed=seed)
+        examples = [Example(f"train-{text}", "p", {"answer": ""}) for text in texts]
+        return judge(examples, list(texts), [[1]] * len(texts), context).rewards.flatten().tolist()
+
+    for name in ("draws", "draws_by_numpy"):
+        judge = scorer(name, timeout_s=SOON_S)
+        drawn(judge)  # numpy is imported by the first call
+        first = drawn(judge)
+        assert len(set(first)) == 3
+        others = [drawn(judge, step=5), drawn(judge, seed=2), drawn(judge, texts="abd")]
+        assert all(other != first for other in others)
+        assert drawn(judge) == first
+    free = scorer("draws", seeded=False)
+    assert drawn(free) != drawn(free)
+    alone = scorer("own")
+    assert drawn(alone) != drawn(alone)  # a generator of its own goes on by itself
+
+
+@pytest.mark.slow
+def test_a_resumed_run_draws_in_its_rewards_what_the_run_would_have_drawn(scorer, tmp_path):
+    def rewards(folder, **options):
+        config = ReinforceConfig(
+            output_dir=str(tmp_path / folder),
+            reward_funcs=[f"{tmp_path}/mine.py:draws"],
+            prompts_per_step=4,
+            num_generations=4,
+            eval_samples=0,
+            save_steps=2,
+            max_steps=4,
+            **options,
+        )
+        ReinforceTrainer(args=config, screen=Screen(quiet=True)).train()
+        lines = (tmp_path / folder / "metrics.jsonl").read_text().splitlines()
+        return {row["step"]: row["reward"] for row in map(json.loads, lines)}
+
+    whole = rewards("whole")
+    assert len(set(whole.values())) == 4
+    resumed = rewards("resumed", resume_from_checkpoint=str(tmp_path / "whole/checkpoint-000002"))
+    assert resumed == {step: whole[step] for step in (3, 4)}
+    assert rewards("again") == whole
 
 
 def test_columns_that_cannot_be_pickled_are_refused_in_words(scorer):

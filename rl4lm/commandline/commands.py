@@ -24,8 +24,8 @@ from rl4lm.options import (
     config_from,
 )
 from rl4lm.rewarding.lookup import resolve_rewards
+from rl4lm.rundir.lines import plain
 from rl4lm.rundir.resume import find_start
-from rl4lm.rundir.tracking import plain
 from rl4lm.sampling.offpolicy import check_off_policy
 from rl4lm.trackers import check_trackers
 

@@ -33,7 +33,7 @@ from rl4lm.options import (
     config_from,
 )
 from rl4lm.rewarding.lookup import resolve_rewards
-from rl4lm.rundir.tracking import plain
+from rl4lm.rundir.lines import plain
 from rl4lm.settings.address import without_password
 
 if TYPE_CHECKING:

@@ -5,11 +5,13 @@ What is held before the first step is measured; what a step adds is a formula, i
 process:
 
     always     4 for the gradient of each trained float32 weight, and its moments (8; 2 of 8 bits)
-    sampling   keys and values of prompts and completions, logits of the rows, weights copied
+    sampling   keys and values of prompts and completions, logits of the rows and what is looked
+               through to draw a token, weights copied
     gradient   what the backward pass reads of each token of the largest micro-batch, two tiles of
                logits, a copy of the gradient where its noise is measured
 
-The larger of the last two counts, since a process does one after the other.
+The larger of the last two counts, since a process does one after the other; on a CPU both do, since
+the C library finds little room for one in the pieces that the other has freed.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from dataclasses import dataclass
 
 _TILE_BYTES = 4 * 2**24  # of logits in float32, at most
 _LOGITS_BYTES = 8  # of an entry while a token is drawn: float32, and the blocks of its sums
+_SEARCHED_BYTES = 28 * 512  # of a row, besides: places, probabilities, sums of a block of tokens
 _NOISE_ELEMENTS = 2**26  # of the gradient that are kept a second time, at most
 _MOMENTS = {"adamw": 2.0, "adamw_8bit": 0.5, "sgd": 0.0}  # times the bytes of the trained weights
 _ROUNDS_WARM_UP = 1  # steps whose time says little about the others
@@ -46,6 +49,7 @@ class Sizes:
     packed: bool  # a prompt stands once beside its completions
     optimizer: str
     noise: bool  # whether the gradient's noise is measured
+    reuses: bool  # whether freed memory serves anything else: on a GPU, by torch's own allocator
 
 
 @dataclass(frozen=True)
@@ -57,11 +61,17 @@ class Memory:
     sampling: int
     gradient: int  # activations, logits
     tokens: int  # of the largest micro-batch
+    reuses: bool  # whether sampling and gradient pass use the same memory
 
     @property
     def peak(self) -> int:
         """Bytes at the most."""
-        return self.held + self.optimizer + max(self.sampling, self.gradient)
+        return self.held + self.optimizer + max(self.sampling, self.gradient) + self.beside
+
+    @property
+    def beside(self) -> int:
+        """Bytes of the smaller of sampling and gradient pass that count too."""
+        return 0 if self.reuses else min(self.sampling, self.gradient)
 
 
 def estimate(sizes: Sizes) -> Memory:
@@ -69,7 +79,7 @@ def estimate(sizes: Sizes) -> Memory:
     rows = len(sizes.prompt_tokens) * sizes.generations
     prompts = sum(sizes.prompt_tokens)
     cached = (prompts + rows * sizes.longest) * sizes.cache_per_token
-    drawing = rows * sizes.vocabulary * _LOGITS_BYTES
+    drawing = rows * (sizes.vocabulary * _LOGITS_BYTES + _SEARCHED_BYTES)
     tokens = largest_micro_batch(sizes)
     tiles = 2 * min(_TILE_BYTES, 4 * tokens * sizes.vocabulary)
     states = 3 * 4 * tokens * sizes.hidden  # hidden states, those of completions, their gradient
@@ -80,6 +90,7 @@ def estimate(sizes: Sizes) -> Memory:
         sampling=sizes.copies + cached + drawing,
         gradient=tokens * sizes.saved_per_token + tiles + states + halves,
         tokens=tokens,
+        reuses=sizes.reuses,
     )
 
 
@@ -101,10 +112,11 @@ def describe(memory: Memory, there: int | None, processes: int) -> str:
         there: bytes that are free for all processes here besides what they hold; None = not known.
         processes: on this machine, or 1 where each has a device of its own.
     """
+    joined = "or" if memory.reuses else "and"
     parts = (
         f"{size(memory.held)} held now, {size(memory.optimizer)} gradient and optimizer, and "
-        f"{size(memory.sampling)} while sampling or {size(memory.gradient)} in a gradient pass of "
-        f"{memory.tokens:,} tokens"
+        f"{size(memory.sampling)} while sampling {joined} {size(memory.gradient)} in a gradient "
+        f"pass of {memory.tokens:,} tokens"
     )
     each = " in each process" if processes > 1 else ""
     room = "" if there is None else f"; {size(there)} are free"
@@ -120,6 +132,7 @@ def advice(memory: Memory, sizes: Sizes, there: int | None, processes: int) -> s
     if left < 0:
         smaller = "use_peft" if sizes.optimizer != "adamw" else "use_peft, or optim=adamw_8bit"
         return said + f"gradient and optimizer alone are too large; set {smaller}"
+    left = max(left - memory.beside, 0.0)
     if memory.sampling > memory.gradient:
         share = max(left / memory.sampling, 0.01)
         return said + (

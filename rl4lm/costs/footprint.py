@@ -62,6 +62,7 @@ def sizes_of(policy: Policy, config: ReinforceConfig, prompt_tokens: Sequence[in
         packed=policy.module.packs,
         optimizer=config.optim,
         noise=bool(config.noise_every),
+        reuses=policy.device.type == "cuda",
     )
 
 

@@ -143,6 +143,7 @@ class Call:
     prompt_ids: Sequence[str]  # B of them, for messages
     lengths: Sequence[int]  # tokens of each completion
     prefix: str  # of the notes' names
+    draws_by: tuple[int, int] | None = None  # seed and step of the run; None = draw as it comes
 
 
 @dataclass(frozen=True)
@@ -189,6 +190,7 @@ def call_about(reward: NamedReward, batch: Batch, prefix: str) -> Call:
         prompt_ids=[example.prompt_id for example in batch.examples],
         lengths=[len(ids) for ids in batch.completion_ids],
         prefix=prefix,
+        draws_by=(batch.context.seed, batch.context.global_step),
     )
 
 

@@ -8,6 +8,7 @@ import pickle
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NoReturn
 
 from rl4lm.errors import RewardError, RewardFailedError
@@ -27,7 +28,13 @@ class WorkerTraceback(Exception):
 class RewardProcess:
     """A reward in a process of its own, which is started when it is first needed."""
 
-    def __init__(self, name: str, timeout_s: float | None, seconds_per_sample: float = 0.0) -> None:
+    def __init__(
+        self,
+        name: str,
+        timeout_s: float | None,
+        seconds_per_sample: float = 0.0,
+        seeded: bool = True,
+    ) -> None:
         """Take what the worker needs to find the same function as this process.
 
         Args:
@@ -35,10 +42,12 @@ class RewardProcess:
             timeout_s: seconds for one call; None for no limit.
             seconds_per_sample: what a completion may take besides, of a reward that ends by itself
                 what hangs.
+            seeded: whether what the reward draws at random follows from the seed of the run.
         """
         self._name = name
         self._timeout_s = timeout_s
         self._seconds_per_sample = seconds_per_sample
+        self._seeded = seeded
         self._path = [entry or os.getcwd() for entry in sys.path]
         self._folder = os.getcwd()
         self._lock = threading.Lock()  # one call at a time
@@ -99,6 +108,7 @@ class RewardProcess:
 
     def _frame(self, call: Call) -> bytes:
         self._calls += 1
+        call = call if self._seeded else replace(call, draws_by=None)
         try:
             return pickle.dumps((self._calls, call), pickle.HIGHEST_PROTOCOL)
         except (pickle.PicklingError, TypeError, AttributeError, RecursionError) as error:

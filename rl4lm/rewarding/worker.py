@@ -9,8 +9,11 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import fcntl
+import hashlib
+import json
 import os
 import pickle
+import random
 import select
 import signal
 import socket
@@ -106,6 +109,7 @@ def _serve(channel: socket.socket, function: Callable[..., Any]) -> None:
 
 
 def _reply(function: Callable[..., Any], call: Call) -> tuple[str, Any]:
+    _seed_generators(call)
     try:
         return ANSWERED, _plain(perform(function, call))
     except RewardError as refusal:
@@ -119,6 +123,24 @@ def _reply(function: Callable[..., Any], call: Call) -> tuple[str, Any]:
         return NO_MEMORY, ""
     except BaseException as error:  # noqa: BLE001, KeyboardInterrupt of the reward's own, say
         return RAISED, (f"raised {type(error).__name__}: {error}", _traceback(error))
+
+
+def _seed_generators(call: Call) -> None:
+    """Have a reward that draws random numbers draw the same about the same rows of a step again.
+
+    The global generators of Python, and of numpy and torch where the reward has imported them, are
+    seeded by the run's seed, the step and the rows of the call, so that a resumed run goes on as
+    it would have gone on.
+    """
+    if call.draws_by is None:
+        return
+    key = json.dumps([call.draws_by, list(call.prompt_ids), list(call.numbers)])
+    seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:7], "big")
+    random.seed(seed)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(seed % 2**32)
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(seed)
 
 
 def _traceback(error: BaseException) -> str:

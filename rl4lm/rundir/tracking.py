@@ -19,8 +19,6 @@ on.
 from __future__ import annotations
 
 import json
-import math
-import os
 import re
 import shutil
 import tempfile
@@ -32,6 +30,7 @@ import yaml
 
 from rl4lm.errors import OutputError, SaveError
 from rl4lm.rundir import durable
+from rl4lm.rundir.lines import LineFile, plain
 
 _FILES = ("config.yaml", "metrics.jsonl", "eval.jsonl", "summary.json")
 REPORT = "report.html"
@@ -55,7 +54,7 @@ class RunDirectory:
         """
         self.path = path
         self._trouble = trouble
-        self._logs: dict[Path, _Log] = {}
+        self._logs: dict[Path, LineFile] = {}
 
     def write_config(self, values: Mapping[str, Any], layout: Mapping[str, Any]) -> None:
         """Write the resolved configuration, and the layout as comments above it.
@@ -104,7 +103,7 @@ class RunDirectory:
         self._logs = {path: log for path, log in self._logs.items() if path.name in _LOGS}
 
     def _append(self, path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-        log = self._logs.setdefault(path, _Log(path))
+        log = self._logs.setdefault(path, LineFile(path))
         try:
             log.append(rows)
         except OSError as error:  # a full disk, say
@@ -115,41 +114,6 @@ class RunDirectory:
         else:
             if path.name not in _LOGS:
                 del self._logs[path]
-
-
-class _Log:
-    """A file of JSON lines that grows; what cannot be written waits."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._waiting: list[str] = []
-
-    def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Write rows, after those that wait; `OSError` leaves the file as it was."""
-        self._waiting += [
-            json.dumps(plain(row), ensure_ascii=False, allow_nan=False) + "\n" for row in rows
-        ]
-        size = self._path.stat().st_size if self._path.exists() else 0
-        try:
-            with self._path.open("a", encoding="utf-8") as file:
-                file.writelines(self._waiting)
-        except OSError:
-            if self._path.exists():
-                os.truncate(self._path, size)  # no half a line is left behind
-            raise
-        self._waiting = []
-
-    def settle(self) -> None:
-        """Write what waits, and have the file on the disk."""
-        try:
-            if self._waiting:
-                self.append(())
-            if self._path.exists():
-                durable.sync(self._path)
-        except OSError as error:
-            raise SaveError(
-                f"{len(self._waiting)} lines of {str(self._path)!r} cannot be written: {error}"
-            ) from error
 
 
 def checkpoint_path(run: Path, step: int) -> Path:
@@ -288,14 +252,3 @@ def _replace(path: Path, text: str) -> None:
         durable.replace_text(path, text)
     except OSError as error:
         raise SaveError(f"{str(path)!r} cannot be written: {error}") from error
-
-
-def plain(value: Any) -> Any:
-    """The value with nan and infinities as null, which JSON can say."""
-    if isinstance(value, Mapping):
-        return {str(k): plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(v) for v in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

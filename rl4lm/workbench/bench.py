@@ -57,7 +57,9 @@ class Bench:
             mask: leave a row at which a reward raises without this reward, whatever was chosen.
         """
         on_error = "mask" if mask else self.on_error
-        return Scorer(self.rewards, self.weights, self.timeout_s, on_error, self.stages.told)
+        told = self.stages.told
+        # Not seeded: a reward that draws must show it, since its scores differ the second time.
+        return Scorer(self.rewards, self.weights, self.timeout_s, on_error, told, seeded=False)
 
     @property
     def reads_ids(self) -> list[str]:

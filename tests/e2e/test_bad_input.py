@@ -15,6 +15,7 @@ import warnings
 import datasets
 import pytest
 import torch
+from launching import finished
 from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel
 
 from rl4lm.builtin import model_path
@@ -74,14 +75,19 @@ def snapshot(folder):
     return {p: p.read_bytes() if p.is_file() else None for p in folder.rglob("*")}
 
 
-@pytest.fixture
-def folder(tmp_path, models, monkeypatch):
+def make_folder(work, models):
     """A working folder with good and bad files and models in it."""
-    work = tmp_path / "work"
     for name, text in FILES.items():
         (work / name).parent.mkdir(parents=True, exist_ok=True)
         (work / name).write_text(text)
     (work / "models").symlink_to(models)
+    return work
+
+
+@pytest.fixture
+def folder(tmp_path, models, monkeypatch):
+    """Where command lines are run that must leave no trace."""
+    work = make_folder(tmp_path / "work", models)
     monkeypatch.chdir(work)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.setattr(sys, "path", list(sys.path))
@@ -333,28 +339,65 @@ AT_ONCE = {
 }
 
 
+ODD_FILES = {
+    "twice.yaml": b"seed: 1\nseed: 2\n",
+    "latin.yaml": b"seed: 1 # \xe9\n",
+    "twice.csv": b"prompt,answer,answer\n1+1=,2,2\n",
+    "syntax.py": b"def f(:\n",
+}
+# Forks for each command line, having imported what every one of them needs, and no more.
+ANSWER = """
+import json, os, sys
+from pathlib import Path
+from rl4lm.cli import main
+
+def content():
+    return {path: path.read_bytes() if path.is_file() else None for path in Path().rglob("*")}
+
+def answer(words, place):
+    for number, name in ((1, "out"), (2, "err")):
+        os.dup2(os.open(place + name, os.O_WRONLY | os.O_CREAT), number)
+    code = main(words.split())
+    sys.stdout.flush()
+    heavy = [name for name in ("torch", "transformers", "datasets") if name in sys.modules]
+    Path(place + "json").write_text(json.dumps([code, heavy]))
+
+for number, words in enumerate(json.loads(sys.argv[2])):
+    before = content()
+    child = os.fork()
+    if child == 0:
+        try:
+            answer(words, f"{sys.argv[1]}/{number}-")
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+    assert content() == before, words
+"""
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory, models):
+    """Of each command line: exit code, large libraries it has imported, and both outputs."""
+    work = make_folder(tmp_path_factory.mktemp("bad") / "work", models)
+    for name, content in ODD_FILES.items():
+        (work / name).write_bytes(content)
+    place = tmp_path_factory.mktemp("answers")
+    finished([sys.executable, "-B", "-c", ANSWER, place, json.dumps(list(AT_ONCE))], work)
+    return {
+        words: (
+            *json.loads((place / f"{number}-json").read_text()),
+            (place / f"{number}-out").read_text(),
+            (place / f"{number}-err").read_text(),
+        )
+        for number, words in enumerate(AT_ONCE)
+    }
+
+
 @pytest.mark.parametrize("words", AT_ONCE)
-def test_a_process_of_its_own_answers_bad_input_without_torch(words, folder):
-    files = {"twice.yaml": b"seed: 1\nseed: 2\n", "latin.yaml": b"seed: 1 # \xe9\n"}
-    files |= {"twice.csv": b"prompt,answer,answer\n1+1=,2,2\n", "syntax.py": b"def f(:\n"}
-    for name, content in files.items():
-        (folder / name).write_bytes(content)
-    before = snapshot(folder)
-    done = subprocess.run(
-        [sys.executable, "-B", "-X", "importtime", "-m", "rl4lm", *words.split()],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    lines = done.stderr.splitlines()
-    imported = {line.rpartition("|")[2].strip() for line in lines if "import time:" in line}
-    said = "\n".join(line for line in lines if "import time:" not in line)
-    assert (done.returncode, done.stdout) == (2, ""), said
+def test_a_process_of_its_own_answers_bad_input_without_torch(words, answers):
+    code, heavy, out, said = answers[words]
+    assert (code, heavy, out) == (2, [], ""), said
     assert said.startswith("rl4lm: error: ")
     assert said.count("rl4lm: error: ") == 1
     assert AT_ONCE[words] in said
     assert "Traceback" not in said
-    assert "rl4lm.cli" in imported  # so that the list is one of imports
-    assert not imported & {"torch", "transformers", "datasets"}
-    assert snapshot(folder) == before

@@ -187,7 +187,7 @@ def test_json_output_is_json_and_nothing_else(adapted):
     assert "Warning" not in done.stderr
 
 
-def test_an_adapter_is_saved_alone_and_evaluates_as_it_was_trained(adapted, rl4lm):
+def test_an_adapter_is_saved_alone_and_evaluates_as_it_was_trained(adapted, verb):
     from peft import AutoPeftModelForCausalLM
 
     directory, _ = adapted
@@ -197,32 +197,30 @@ def test_an_adapter_is_saved_alone_and_evaluates_as_it_was_trained(adapted, rl4l
     assert all(moved)
     assert not (directory / "model" / "model.safetensors").exists()
     # The built-in model's settings belong to its name; a folder says what it wants.
-    where = ["--model_name_or_path", "lora/model", "--max_completion_length", 6]
-    done = rl4lm("eval", *where, "--eval_samples", 20, "--json")
-    assert (
-        json.loads(done.stdout)
-        == json.loads((directory / "summary.json").read_text())["eval_after"]
-    )
+    where = ["--model_name_or_path", directory / "model", "--max_completion_length", 6]
+    found = json.loads(verb("eval", *where, "--eval_samples", 20, "--json").out)
+    assert found == json.loads((directory / "summary.json").read_text())["eval_after"]
 
 
-def test_samples_are_a_json_object_each(rl4lm):
+def test_samples_are_a_json_object_each(verb):
     prompts = ["--prompt", "1+1=", "--prompt", "20-3="]
-    done = rl4lm("sample", *prompts, "--num_generations", 3, "--json")
-    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    said = verb("sample", *prompts, "--num_generations", 3, "--json")
+    rows = [json.loads(line) for line in said.out.splitlines()]
     assert [row["prompt"] for row in rows] == ["1+1="] * 3 + ["20-3="] * 3
     assert all(set(row) == {"prompt", "completion", "logprob", "truncated"} for row in rows)
     assert all(row["logprob"] < 0 for row in rows)
 
 
-def test_completions_of_a_run_can_be_scored_again(twice, home, rl4lm):
-    rows = lines(twice[0] / "completions" / "step-000001.jsonl")
+def test_completions_of_a_run_can_be_scored_again(twice, home, verb):
+    page = twice[0] / "completions" / "step-000001.jsonl"
+    rows = lines(page)
     for row in rows:
+        row |= row.pop("columns")  # what the data have, beside what the run has logged
         left, sign, right = re.split(r"([+-])", row["prompt"].rstrip("="))
-        row["answer"] = int(left) + int(sign + right)
-    (home / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    words = ["--reward", "rewards.arithmetic:exact_answer", "--data", "rows.jsonl"]
-    done = rl4lm("score", *words, "--out", "scored.jsonl", "--json")
-    assert json.loads(done.stdout)["mean"] == statistics.fmean(row["reward"] for row in rows)
+        assert int(row["answer"]) == int(left) + int(sign + right)
+    words = ["--reward", "rewards.arithmetic:exact_answer", "--data", page, "--json"]
+    found = json.loads(verb("score", *words, "--out", home / "scored.jsonl").out)
+    assert found["mean"] == statistics.fmean(row["reward"] for row in rows)
     assert lines(home / "scored.jsonl") == rows  # the same reward and detail as in training
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from launching import RL4LM, finished
 
 from rl4lm import ReinforceConfig, ReinforceTrainer
 from rl4lm.doctor import diagnose
@@ -19,8 +19,21 @@ from rl4lm.screen.console import Screen
 Run = Any  # makes a run with these options, and gives its folder
 
 
-def doctor(*words: str | Path, code: int = 0) -> subprocess.CompletedProcess[str]:
-    return finished([*RL4LM, "doctor", *words], code=code, seconds=60)
+@pytest.fixture
+def doctor(verb: Any) -> Any:
+    """`rl4lm doctor`, and what it says."""
+    return partial(verb, "doctor")
+
+
+@pytest.fixture
+def severe(doctor: Any) -> Any:
+    """What is wrong with a run, by name: how much."""
+
+    def found(folder: Path) -> dict[str, str]:
+        told = json.loads(doctor(folder, "--json").out)
+        return {each["name"]: each["severity"] for each in told if each["severity"] != "note"}
+
+    return found
 
 
 @pytest.fixture
@@ -63,25 +76,20 @@ def always(value: float | None) -> Any:
     return lambda completions, **columns: [value] * len(completions)
 
 
-def severe(folder: Path) -> dict[str, str]:
-    told = json.loads(doctor(folder, "--json").stdout)
-    return {found["name"]: found["severity"] for found in told if found["severity"] != "note"}
-
-
-def test_a_short_run_of_the_built_in_model_is_healthy(tmp_path):
+def test_a_short_run_of_the_built_in_model_is_healthy(doctor, severe, tmp_path):
     settings = {"prompts_per_step": 32, "max_completion_length": 6, "learning_rate": 1e-4}
     config = ReinforceConfig(
         output_dir=str(tmp_path / "run"), max_steps=6, eval_samples=20, **settings
     )
     ReinforceTrainer(args=config, screen=Screen(quiet=True)).train()
     assert severe(tmp_path / "run") == {}
-    shown = doctor(tmp_path / "run").stdout
+    shown = doctor(tmp_path / "run").out
     assert shown.startswith("6 steps, completions of 6, 2 evaluations: ")
     assert "\nchecked: completions that never end, " in shown
     assert "not checked: a reward that stays where it was (reward is known of 6 steps" in shown
 
 
-def test_a_run_that_learns_is_healthy_and_nothing_is_said_while_it_goes_on(run):
+def test_a_run_that_learns_is_healthy_and_nothing_is_said_while_it_goes_on(severe, run):
     heard = _Listener()
     folder = run(
         first_is_the_token, [heard], max_steps=40, learning_rate=1e-2, max_completion_length=40
@@ -101,29 +109,29 @@ def test_a_run_that_learns_is_healthy_and_nothing_is_said_while_it_goes_on(run):
     ids=["constant", "none", "no learning rate", "cut off"],
 )
 def test_what_is_wrong_with_a_run_is_found_after_it_and_while_it_goes_on(
-    run, reward, options, found
+    severe, run, reward, options, found
 ):
     heard = _Listener()
     assert severe(run(reward, [heard], **options)) == found
     assert set(heard.said) == set(found)
 
 
-def test_a_run_that_was_cut_short_is_diagnosed_as_far_as_it_went(run):
+def test_a_run_that_was_cut_short_is_diagnosed_as_far_as_it_went(doctor, severe, run):
     folder = run(share_of_a_token)
     (folder / "summary.json").unlink()
     metrics = folder / "metrics.jsonl"
     metrics.write_bytes(metrics.read_bytes()[:-40])
     assert severe(folder) == {"unfinished_run": "warning"}
-    shown = doctor(folder).stdout
+    shown = doctor(folder).out
     assert "the last step logged is 5 of 6" in shown
     assert "metrics.jsonl: the last line (6) breaks off and was ignored" in shown
 
 
-def test_what_is_no_run_is_refused_with_exit_code_2(tmp_path):
-    assert "holds no run" in doctor(tmp_path, code=2).stderr
-    assert "is no directory" in doctor(tmp_path / "none", code=2).stderr
-    assert "name a run" in doctor(code=2).stderr
-    assert "unexpected argument 'second'" in doctor(tmp_path, "second", code=2).stderr
+def test_what_is_no_run_is_refused_with_exit_code_2(doctor, tmp_path):
+    assert "holds no run" in doctor(tmp_path, code=2).err
+    assert "is no directory" in doctor(tmp_path / "none", code=2).err
+    assert "name a run" in doctor(code=2).err
+    assert "unexpected argument 'second'" in doctor(tmp_path, "second", code=2).err
 
 
 def test_the_doctor_needs_no_torch(run):

@@ -92,12 +92,11 @@ def test_two_processes_get_from_a_server_what_one_gets(twin, serving, tmp_path):
     [
         (["train", "--output_dir", "nowhere"], "set epsilon, the range of the ratio"),
         (["train", "--output_dir", "nowhere", "--epsilon", "1"], "cannot be reached"),
-        pytest.param(["eval"], "cannot be reached", marks=pytest.mark.slow),
+        (["eval"], "cannot be reached"),
     ],
     ids=["no_ratio", "train", "eval"],
 )
-def test_what_cannot_be_is_said_before_anything_is_begun(words, said, tmp_path, monkeypatch):
+def test_what_cannot_be_is_said_before_anything_is_begun(words, said, verb, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    done = rl4lm(*words, "--sampler_url", "http://127.0.0.1:9", code=2)
-    assert said in done.stderr
+    assert said in verb(*words, "--sampler_url", "http://127.0.0.1:9", code=2).err
     assert not (tmp_path / "nowhere").exists()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 
 import pytest
-from launching import RL4LM, finished
 
 pytest.importorskip("trl")
 pytest.importorskip("math_verify")
@@ -55,13 +54,13 @@ def called_directly():
 
 
 @pytest.mark.parametrize("chat", [pytest.param(False, marks=pytest.mark.slow), True])
-def test_functions_of_trl_score_as_they_do_when_called(chat, tmp_path):
+def test_functions_of_trl_score_as_they_do_when_called(chat, verb, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "made.py").write_text(MADE)
     lines = "".join(json.dumps(row) + "\n" for row in rows_of(chat))
     (tmp_path / "rows.jsonl").write_text(lines)
-    words = ["score", "--reward", *NAMES, "--data", "rows.jsonl", "--out", "scored.jsonl", "--json"]
-    done = finished([*RL4LM, *words], tmp_path, seconds=240)
-    summary = json.loads(done.stdout)
+    words = ["--data", "rows.jsonl", "--out", "scored.jsonl", "--json"]
+    summary = json.loads(verb("score", "--reward", *NAMES, *words).out)
     assert summary["deterministic"] is True
     assert summary["rewards"]["accuracy_reward"]["none"] == 1
     scored = [json.loads(line) for line in (tmp_path / "scored.jsonl").read_text().splitlines()]

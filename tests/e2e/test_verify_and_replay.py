@@ -12,8 +12,10 @@ from launching import RL4LM, TWO_PROCESSES, finished
 
 from rl4lm import ReinforceConfig, ReinforceTrainer
 from rl4lm.builtin import model_path
+from rl4lm.commandline.commands import settings_for
 from rl4lm.errors import ConfigError
 from rl4lm.estimator.baselines import BASELINES, NEEDS_TWO_GENERATIONS
+from rl4lm.options import parse_options
 from rl4lm.replay import _compare, replay
 from rl4lm.screen.console import Screen
 
@@ -47,12 +49,12 @@ def test_every_baseline_and_option_is_verified_on_the_command_line(tmp_path):
     assert "0 failed" in done.stderr
 
 
-def test_a_run_s_own_configuration_can_be_verified(tmp_path):
+def test_a_run_s_own_configuration_can_be_verified(verb, tmp_path):
     (tmp_path / "run.yaml").write_text(
         "learning_rate: 0.001\nprompts_per_step: 64\nbaseline: length_weighted\n"
         "num_generations: 8\nbeta: 0.1\nkl_in: token_reward\nuse_peft: true\nlora_r: 4\n"
     )
-    report = json.loads(rl4lm("verify --config run.yaml --json", tmp_path).stdout)
+    report = json.loads(verb("verify", "--config", tmp_path / "run.yaml", "--json").out)
     assert report["verdict"] == "exact"
     assert report["objective"] == "E[r] - 0.1 KL(π‖π_ref)"
     assert report["options"]["num_generations"] == 3  # as many as can be enumerated
@@ -159,11 +161,13 @@ SMALL = (
 def run(tmp_path_factory):
     """A run of seven steps with checkpoints after 3 and 6."""
     folder = tmp_path_factory.mktemp("replay")
-    rl4lm(f"train --output_dir run --max_steps 7 --save_steps 3 {SMALL}", folder)
+    words = [*f"--max_steps 7 --save_steps 3 {SMALL}".split(), "--output_dir", f"{folder}/run"]
+    config = parse_options(words, prog="train", description="", base_for=settings_for)
+    ReinforceTrainer(args=config, screen=Screen(quiet=True)).train()
     return folder / "run"
 
 
-def test_a_logged_step_comes_out_again_from_the_nearest_earlier_checkpoint(run):
+def test_a_logged_step_comes_out_again_from_the_nearest_earlier_checkpoint(verb, run):
     begins = {1: "the start of the run", 3: "the start of the run", 4: "checkpoint-000003"}
     begins |= {7: "checkpoint-000006"}
     for step, begin in begins.items():
@@ -174,7 +178,7 @@ def test_a_logged_step_comes_out_again_from_the_nearest_earlier_checkpoint(run):
         assert found.steps[-1].step == step
         assert all(each.difference < 1e-5 for each in found.steps)
         assert found.steps[-1].grad_norm > 0
-    told = rl4lm(f"replay {run} --step 5", run.parent).stdout
+    told = verb("replay", run, "--step", 5).out
     assert "from checkpoint-000003, 2 steps done again" in told
     assert "step 5 agrees" in told
 
@@ -202,18 +206,19 @@ def test_a_norm_that_is_not_finite_agrees_with_no_finite_one(logged, found, agre
     assert _compare(1, *pair, 1e-4).agrees == agrees
 
 
-def test_what_cannot_be_replayed_is_refused_in_words(run, tmp_path):
-    assert "holds steps 1 to 7" in rl4lm(f"replay {run} --step 9", tmp_path, code=2).stderr
-    assert "holds no run" in rl4lm(f"replay {tmp_path} --step 1", tmp_path, code=2).stderr
-    assert "name a run and a step" in rl4lm("replay --step 1", tmp_path, code=2).stderr
+def test_what_cannot_be_replayed_is_refused_in_words(verb, run, tmp_path):
+    def refusal(folder, step):
+        return verb("replay", folder, "--step", step, code=2).err
+
+    assert "holds steps 1 to 7" in refusal(run, 9)
+    assert "holds no run" in refusal(tmp_path, 1)
+    assert "name a run and a step" in verb("replay", "--step", 1, code=2).err
     shutil.copytree(run, tmp_path / "run")
     (tmp_path / "run" / "completions" / "step-000005.jsonl").unlink()
-    refused = rl4lm("replay run --step 5", tmp_path, code=2)
-    assert "step-000005.jsonl' cannot be read" in refused.stderr
+    assert "step-000005.jsonl' cannot be read" in refusal(tmp_path / "run", 5)
     weights = tmp_path / "run" / "checkpoint-000006" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    refused = rl4lm("replay run --step 7", tmp_path, code=2)
-    assert "checkpoint-000006' cannot be read" in refused.stderr
+    assert "checkpoint-000006' cannot be read" in refusal(tmp_path / "run", 7)
 
 
 def test_without_an_early_checkpoint_the_checkpoints_are_named(tmp_path):
