@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import socket
+import time
 
 import pytest
 import torch
+from huggingface_hub import constants
 from transformers import (
     BertConfig,
     BertForMaskedLM,
@@ -21,9 +24,11 @@ from transformers.utils import logging
 
 from rl4lm.builtin import model_path
 from rl4lm.errors import ConfigError, ModelError
+from rl4lm.model import reachable
 from rl4lm.model.adapters import add_adapter, add_lora
 from rl4lm.model.loading import load_model, open_model, open_tokenizer
 from rl4lm.model.preparing import describe, inference_mode_of, make_policy
+from rl4lm.model.reachable import why_unreachable
 from rl4lm.text import TextCodec
 
 CPU = torch.device("cpu")
@@ -205,3 +210,67 @@ def test_a_run_in_the_place_of_a_model_is_told_where_its_weights_are(tmp_path, z
         with pytest.raises(ModelError, match=re.escape(f"{told}checkpoint-1000000'")):
             opens(str(tmp_path))
     open_model(str(tmp_path / "model"))
+
+
+def server_socket():
+    """A socket on a free port, which listens once it is told to."""
+    server = socket.socket()
+    server.bind(("127.0.0.1", 0))
+    return server
+
+
+@pytest.fixture
+def hub_at(monkeypatch, tmp_path):
+    """Moves the hub to a port of this machine, and its cache to an empty folder."""
+    monkeypatch.setattr(reachable, "_PAUSE_S", 0.01)
+    monkeypatch.setattr(reachable, "getproxies", dict)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+
+    def move(server):
+        port = server.getsockname()[1]
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{port}")
+
+    return move
+
+
+def test_a_hub_where_nobody_listens_is_told_without_its_clients_retries(hub_at):
+    with server_socket() as server:
+        hub_at(server)
+        began = time.monotonic()
+        with pytest.raises(ModelError, match=r"http://127.*cannot be reached .*refused.*no direct"):
+            open_model("nobody/nothing")
+        assert time.monotonic() - began < 5  # the client alone takes 23 s
+
+
+def test_a_hub_that_may_answer_is_left_to_its_client(hub_at, monkeypatch):
+    with server_socket() as server:
+        hub_at(server)
+        assert "refused" in why_unreachable("nobody/nothing")
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)  # answered at once
+        assert why_unreachable("nobody/nothing") is None
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(reachable, "getproxies", lambda: {"https": "http://proxy"})
+        assert why_unreachable("nobody/nothing") is None
+        monkeypatch.setattr(reachable, "getproxies", dict)
+        assert why_unreachable("no name of the hub") is None
+        server.listen()
+        assert why_unreachable("nobody/nothing") is None
+
+    def slow(*args, **keywords):
+        raise TimeoutError
+
+    monkeypatch.setattr(socket, "create_connection", slow)
+    assert why_unreachable("nobody/nothing") is None
+
+
+def test_a_model_in_the_hubs_cache_needs_no_hub(hub_at, tmp_path):
+    snapshot = tmp_path / "models--some--one" / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text("{}")
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text("abc")
+    with server_socket() as server:
+        hub_at(server)
+        assert why_unreachable("some/one") is None
+        assert why_unreachable("some/other") is not None

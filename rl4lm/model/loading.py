@@ -19,6 +19,7 @@ from rl4lm.builtin import is_builtin, model_path
 from rl4lm.errors import ModelError, first_line
 from rl4lm.model.adapters import load_adapter, split_adapter
 from rl4lm.model.quantized import is_quantised, loading_options
+from rl4lm.model.reachable import why_unreachable
 
 _PURE = {"pure_bfloat16": torch.bfloat16, "float64": torch.float64}
 
@@ -65,10 +66,12 @@ def open_model(
     path = str(model_path(name)) if is_builtin(name) else name
     base, adapter = split_adapter(path)
     _check_place(name, base, adapter)
+    here = "" if Path(base).exists() else f" (and there is no directory {base!r} here)"
+    if here and (reason := why_unreachable(base)):
+        raise _no_model(name, reason + here, adapter and base)
     try:
         config = AutoConfig.from_pretrained(base, trust_remote_code=trust_remote_code)
     except Exception as error:  # every architecture has checks of its own
-        here = "" if Path(base).exists() else f" (and there is no directory {base!r} here)"
         raise _no_model(name, first_line(error) + here, adapter and base) from error
     _check_causal(name, config)
     if tokenizer is None:

@@ -73,10 +73,10 @@ def test_another_objective_is_said_to_be_one(tmp_path):
 PLANTED = """
 import sys
 from rl4lm import cli
-from rl4lm.model import policy
+from rl4lm.model import teacher_forcing
 
-original = policy.tiled_gradient
-policy.tiled_gradient = lambda hidden, head, targets, weights, *rest: original(
+original = teacher_forcing.tiled_gradient
+teacher_forcing.tiled_gradient = lambda hidden, head, targets, weights, *rest: original(
     hidden, head, targets, 1.0002 * weights, *rest
 )
 sys.exit(cli.main(["verify", "--num_generations", "2"]))
