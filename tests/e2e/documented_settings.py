@@ -142,6 +142,7 @@ REPLACED = {
     "--seed S": "--seed 1",
     "--step 40": "--step 2",
     "--checkpoint 150": "--checkpoint 2",
+    "step-000010.jsonl": "step-000002.jsonl",
     "--by difficulty": "--by difficulty --dataset_name prompts.jsonl --dataset_test_split train",
     "--resume_from_checkpoint true …": "--resume_from_checkpoint true",
     "-m rl4lm eval …": "-m rl4lm eval --model_name_or_path runs/mine/model",
@@ -184,6 +185,7 @@ RUNS: dict[str, dict[str, list[str]]] = {
     "docs/faq.md": {"mine": []},
     "docs/following.md": {"mine": [], "a": [], "b": []},
     "docs/maths.md": {"mine": ["--save_steps", "1"]},
+    "docs/scoring.md": {"first": []},
 }
 _CALL = '{"kind": "call", "entry": "add", "tests": [{"args": [1, 2], "expected": 3}]}'
 _GSM8K = {"question": "What is 12+34?", "answer": "12+34=46\n#### 46"}
