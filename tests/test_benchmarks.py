@@ -189,6 +189,7 @@ def test_the_rows_of_the_page_on_scaling_are_what_the_cost_model_prints(
     assert [row for row in rows if row not in printed] == []
 
 
+@pytest.mark.slow
 def test_without_trl_the_comparison_says_what_to_install_and_what_to_leave_out():
     code = (
         "import runpy, sys; sys.modules['trl'] = None; sys.argv = ['vs_trl.py']; "

@@ -121,6 +121,7 @@ def test_weights_are_gathered_once_for_a_rollout_and_not_for_every_token(tmp_pat
     assert found["control"] >= 2 * found["units"], "gathered for every pass it would be noticed"
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_a_sharded_run_that_is_resumed_is_the_run_that_was_not_interrupted(whole_run):
     folder, expected = whole_run
@@ -129,6 +130,7 @@ def test_a_sharded_run_that_is_resumed_is_the_run_that_was_not_interrupted(whole
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_its_files_are_whole_and_one_process_goes_on_from_them(whole_run):
     folder, expected = whole_run
@@ -140,6 +142,7 @@ def test_its_files_are_whole_and_one_process_goes_on_from_them(whole_run):
     assert "dealt by FSDP2" in logged
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_its_checkpoints_are_exported_like_any_other(whole_run, tmp_path):
     folder, expected = whole_run
