@@ -50,6 +50,7 @@ def test_a_recipe_answers_a_mistake_as_the_command_line_does(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_the_custom_reward_is_learned(tmp_path):
     options = ["--max_steps", "25", "--eval_samples", "50"]
@@ -112,6 +113,7 @@ def test_the_better_arm_is_found_over_seeds(group, baseline):
     assert 0.85 <= fmean(points[-1] for points in games) <= 0.95
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_without_a_baseline_the_curve_is_more_jagged():
     bandit = recipe("bandit")
