@@ -70,7 +70,7 @@ def _choose_head(policy: Policy, rollout: Rollout, reference: Tensor) -> list[st
         return []
     policy.module.separate_head = False
     plain_off = gap(policy.completion_logprobs(rollout), reference)
-    if plain_off > policy.tolerance:
+    if not plain_off <= policy.tolerance:  # nan is no agreement either
         raise ModelError(
             f"{name_of(policy)} gives other log-probabilities in a padded batch than alone "
             f"(largest difference {plain_off:.2g}); it cannot be trained here"
